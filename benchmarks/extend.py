@@ -1,18 +1,25 @@
-"""A map that is extended against one that is made again of all photographs, in one run.
+"""Maps that are extended or merged against a map that is made of all photographs at once, in one run.
 
-    python benchmarks/extend.py [--data ../shared/data] [--resize-max N] [--only NAME ...] [--every 4]
+    python benchmarks/extend.py [--data ../shared/data] [--resize-max N] [--only NAME ...] [--parts extend merge]
+        [--every 4] [--update]
 
-A map is made of all photographs but each fourth; these are then registered in it by `featkit extend`, and the whole
-scene is mapped from nothing. Both sides are whole processes, RootSIFT with one camera for all (the known one, where the
-data has it). Errors are of camera centres against the true ones, after one similarity: of the photographs that came in
-later, and of all; `apart` is the same between both maps, in the unit of the full one.
+extend: a map is made of all photographs but each fourth; these are then registered in it by `featkit extend`.
+merge: the first and the second half of the photographs, by name, are mapped alone, and `featkit merge` makes one map
+of both. The whole scene is mapped from nothing, too. All are whole processes, RootSIFT with one camera for all (the
+known one, where the data has it). Errors are of camera centres against the true ones, after one similarity: of the
+photographs that came in later (or were the second half), and of all. `apart` is the same against the map of all, in
+its unit; where the data has no true poses, that map is first moved to metres by GPS.
+--update: rows of other scenes and parts stay as they were measured; the commit and the date of each replaced scene are
+recorded under `updated`.
 Writes benchmarks/results/extend.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -21,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import measure, write_result
+from machine import RESULTS, commit, measure, write_result
 
 from featkit.core.errors import FeatkitError
 from featkit.images.listing import list_images
@@ -32,7 +39,8 @@ from featkit.mapping.reference import poses_of_model
 from featkit.mapping.scene import image_folder
 
 HERE = Path(__file__).resolve().parent
-SCENES = ("eth/fountain-P11", "posed/castle-P19")
+SCENES = ("eth/fountain-P11", "posed/castle-P19", "scenes/caliterra")
+PARTS = {"extend": "rows", "merge": "merged"}  # and where their rows are in the result
 MAX_ERROR_RATIO = 1.2  # of the full run's, for the photographs that came in later
 
 
@@ -65,22 +73,76 @@ def errors_of(model: Path, truth: dict[str, Any], late: Sequence[str]) -> dict[s
     }
 
 
-def run_scene(name: str, scene: Path, resize_max: int | None, every: int, work: Path) -> dict[str, Any]:
-    """The row of one scene."""
-    images = image_folder(scene)
-    names = list_images(images)
-    late = names[every - 1 :: every]
-    for listed, folder in ((sorted(set(names) - set(late)), "first"), (late, "late"), (names, "all")):
-        for one in listed:
-            (work / folder / one).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(images / one, work / folder / one)
-    options = [*camera_options(scene), *([] if resize_max is None else ["--resize-max", str(resize_max)])]
-    first, first_s = run("reconstruct", work / "first", "--out", work / "map", *options)
-    extended, extended_s = run("extend", work / "map", work / "late", "--out", work / "extended")
-    full, full_s = run("reconstruct", work / "all", "--out", work / "full", *options)
+class Scene:
+    """Photographs of one scene, their true poses if there are any, and the map of all of them."""
+
+    def __init__(self, name: str, folder: Path, resize_max: int | None, work: Path):
+        self.name, self.images, self._work = name, image_folder(folder), work
+        self.photographs = list_images(self.images)
+        self.truth = read_poses(folder / "poses.txt") if (folder / "poses.txt").is_file() else None
+        self._options = [*camera_options(folder), *([] if resize_max is None else ["--resize-max", str(resize_max)])]
+        self.full, self.full_s = self.mapped("full", self.photographs)
+        whole = self.model("full")
+        if self.truth is None:
+            whole = work / "metric"
+            run("align", self.model("full"), "--gps", "--images", self.images, "--out", whole)
+        self.whole = poses_of_model(whole)
+
+    def mapped(self, name: str, photographs: Sequence[str]) -> tuple[dict[str, Any], float]:
+        """A map of some photographs: what the command says, and its seconds."""
+        return run("reconstruct", self.copied(f"{name}-images", photographs), "--out", self.at(name), *self._options)
+
+    def copied(self, name: str, photographs: Sequence[str]) -> Path:
+        """A folder of some photographs."""
+        for one in photographs:
+            (self.at(name) / one).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.images / one, self.at(name) / one)
+        return self.at(name)
+
+    def at(self, name: str) -> Path:
+        """A folder of this scene's."""
+        return self._work / name
+
+    def model(self, name: str) -> Path:
+        """The model of a map."""
+        return self.at(name) / "sparse" / "0"
+
+    def compared(self, side: str, row: dict[str, Any], late: Sequence[str]) -> dict[str, Any]:
+        """A row with errors: of one side and of the map of all against the truth, and of one against the other."""
+        if self.truth is not None:
+            for name, model in ((side, self.model(side)), ("full", self.model("full"))):
+                row[name]["centre_error"] = errors_of(model, self.truth, late)
+            row["late_error_over_full"] = round(
+                row[side]["centre_error"]["late_mean"] / row["full"]["centre_error"]["late_mean"], 3
+            )
+        row["load_per_core"] = round(os.getloadavg()[2] / (os.cpu_count() or 1), 1)  # of the last 15 minutes
+        row["apart_unit"] = "map" if self.truth is not None else "m"
+        row["apart"] = errors_of(self.model(side), self.whole, late)
+        return row
+
+    def full_row(self) -> dict[str, Any]:
+        """The map of all photographs."""
+        return {
+            "registered": self.full["registered"],
+            "points": self.full["points"],
+            "stage_seconds": rounded(self.full["seconds"]),
+            "seconds": self.full_s,
+        }
+
+
+def rounded(seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds of stages."""
+    return {stage: round(value, 2) for stage, value in seconds.items()}
+
+
+def extend_row(scene: Scene, every: int) -> dict[str, Any]:
+    """A map of all photographs but some, and the rest registered in it."""
+    late = scene.photographs[every - 1 :: every]
+    first, first_s = scene.mapped("first", sorted(set(scene.photographs) - set(late)))
+    extended, seconds = run("extend", scene.at("first"), scene.copied("late", late), "--out", scene.at("extended"))
     row: dict[str, Any] = {
-        "scene": name,
-        "photographs": len(names),
+        "scene": scene.name,
+        "photographs": len(scene.photographs),
         "late": len(late),
         "first": {"registered": first["registered"], "seconds": first_s},
         "extended": {
@@ -89,27 +151,52 @@ def run_scene(name: str, scene: Path, resize_max: int | None, every: int, work: 
             "left_out": extended["left_out"],
             "points": extended["points"],
             "moved_median": extended["moved_median"],
-            "stage_seconds": {stage: round(value, 2) for stage, value in extended["seconds"].items()},
-            "seconds": extended_s,
+            "stage_seconds": rounded(extended["seconds"]),
+            "seconds": seconds,
         },
-        "full": {
-            "registered": full["registered"],
-            "points": full["points"],
-            "stage_seconds": {stage: round(value, 2) for stage, value in full["seconds"].items()},
-            "seconds": full_s,
-        },
-        "time_over_full": round(extended_s / full_s, 3),
+        "full": scene.full_row(),
+        "time_over_full": round(seconds / scene.full_s, 3),
     }
-    models = {"extended": work / "extended" / "sparse" / "0", "full": work / "full" / "sparse" / "0"}
-    if (scene / "poses.txt").is_file():
-        truth = read_poses(scene / "poses.txt")
-        for side, model in models.items():
-            row[side]["centre_error"] = errors_of(model, truth, late)
-        row["late_error_over_full"] = round(
-            row["extended"]["centre_error"]["late_mean"] / row["full"]["centre_error"]["late_mean"], 3
-        )
-    row["apart"] = errors_of(models["extended"], poses_of_model(models["full"]), late)
-    return row
+    return scene.compared("extended", row, late)
+
+
+def merge_row(scene: Scene) -> dict[str, Any]:
+    """Maps of both halves of the photographs, made one."""
+    middle = (len(scene.photographs) + 1) // 2
+    halves = scene.photographs[:middle], scene.photographs[middle:]
+    made = [scene.mapped(f"half-{number}", half) for number, half in enumerate(halves)]
+    merged, seconds = run("merge", scene.at("half-0"), scene.at("half-1"), "--out", scene.at("merged"))
+    row: dict[str, Any] = {
+        "scene": scene.name,
+        "photographs": len(scene.photographs),
+        "halves": [
+            {"photographs": len(half), "registered": found["registered"], "seconds": half_s}
+            for half, (found, half_s) in zip(halves, made, strict=True)
+        ],
+        "merged": {
+            "registered": merged["images"],
+            "points": merged["points"],
+            "agreeing_points": merged["agreeing_points"],
+            "verified_pairs": merged["verified_pairs"],
+            "stage_seconds": rounded(merged["seconds"]),
+            "seconds": seconds,
+        },
+        "full": scene.full_row(),
+    }
+    return scene.compared("merged", row, halves[1])
+
+
+def updated(new: dict[str, Any]) -> dict[str, Any]:
+    """The present file with the rows of `new`, which must have been measured in the same way."""
+    old: dict[str, Any] = json.loads((RESULTS / "extend.json").read_text(encoding="utf-8"))
+    if old["resize_max"] != new["resize_max"]:
+        raise ValueError(f"extend.json has resize_max {old['resize_max']}, this run {new['resize_max']}")
+    for key in PARTS.values():
+        rows = {row["scene"]: row for row in (*old.get(key, []), *new[key])}
+        old[key] = [rows[scene] for scene in SCENES if scene in rows]
+    record = {"commit": commit(), "date": datetime.date.today().isoformat()}
+    scenes = [row["scene"] for key in PARTS.values() for row in new[key]]
+    return {**old, "updated": old.get("updated", {}) | dict.fromkeys(scenes, record)}
 
 
 def main() -> None:
@@ -117,19 +204,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--resize-max", type=int)
     parser.add_argument("--every", type=int, default=4)
-    parser.add_argument("--only", nargs="*", default=SCENES)
+    parser.add_argument("--only", nargs="*", default=SCENES, choices=SCENES, metavar="NAME")
+    parser.add_argument("--parts", nargs="*", default=tuple(PARTS), choices=tuple(PARTS))
+    parser.add_argument("--update", action="store_true")
     arguments = parser.parse_args()
-    rows = []
+    measured: dict[str, Any] = {key: [] for key in PARTS.values()}
     try:
         for name in arguments.only:
             with tempfile.TemporaryDirectory() as work:
-                row = run_scene(name, arguments.data / name, arguments.resize_max, arguments.every, Path(work))
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    except (FeatkitError, RuntimeError) as error:
+                scene = Scene(name, arguments.data / name, arguments.resize_max, Path(work))
+                for part in arguments.parts:
+                    row = extend_row(scene, arguments.every) if part == "extend" else merge_row(scene)
+                    print(json.dumps(row), flush=True)
+                    measured[PARTS[part]].append(row)
+        options = {"resize_max": arguments.resize_max, "max_error_ratio": MAX_ERROR_RATIO}
+        result = {**options, **measured}
+        print(write_result("extend", updated(result) if arguments.update else result))
+    except (FeatkitError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
-    result = {"resize_max": arguments.resize_max, "max_error_ratio": MAX_ERROR_RATIO, "rows": rows}
-    print(write_result("extend", result))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 Result = dict[str, Any]
+BUSY = 2.0  # programs that want a core, for each core: seconds that were measured above it tell nothing
 
 
 def crash(result: Result) -> str:
@@ -60,6 +61,19 @@ def gps(result: Result) -> str:
     )
 
 
+def _seconds(row: Result, *sides: str) -> list[str]:
+    """Seconds of commands, of a machine that had little else to do."""
+    busy = row.get("load_per_core", 0) > BUSY
+    return ["-" if busy else f"{row[side]['seconds']:.0f}" for side in sides]
+
+
+def _errors_mm(row: Result, side: str, of: str) -> list[str]:
+    """Centre errors of one side and of the map of all; without true poses, how far the one is from the other."""
+    if "centre_error" in row[side]:
+        return [f"{1e3 * row[name]['centre_error'][of]:.1f}" for name in (side, "full")]
+    return [f"{1e3 * row['apart'][of]:.1f}*", "-"]
+
+
 def extend(result: Result) -> str:
     """A map that is extended beside one of all photographs made from nothing."""
     lines = [
@@ -69,9 +83,22 @@ def extend(result: Result) -> str:
     for row in result["rows"]:
         cells = [row["scene"].rpartition("/")[2], str(row["first"]["registered"])]
         cells += [f"{row['extended']['late_registered']} / {row['late']}"]
-        cells += [f"{row[side]['seconds']:.0f}" for side in ("extended", "full")]
-        cells += [f"{1e3 * row[side]['centre_error']['late_mean']:.1f}" for side in ("extended", "full")]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells += _seconds(row, "extended", "full")
+        lines.append("| " + " | ".join(cells + _errors_mm(row, "extended", "late_mean")) + " |")
+    return "\n".join(lines)
+
+
+def merge(result: Result) -> str:
+    """Two halves of a scene made one map, beside one of all photographs."""
+    lines = [
+        "| scene | halves | merged | points that agree | merged, s | error, mm: merged | all at once |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["merged"]:
+        cells = [row["scene"].rpartition("/")[2], " + ".join(str(half["registered"]) for half in row["halves"])]
+        cells += [f"{row['merged']['registered']} / {row['photographs']}", f"{row['merged']['agreeing_points']:,}"]
+        cells += _seconds(row, "merged")
+        lines.append("| " + " | ".join(cells + _errors_mm(row, "merged", "all_mean")) + " |")
     return "\n".join(lines)
 
 
@@ -149,6 +176,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "versions": ("versions", versions),
     "gps": ("gps", gps),
     "extend": ("extend", extend),
+    "merge": ("extend", merge),
     "orientations": ("orientations", orientations),
     "engine": ("engine", engine),
     "profile": ("profile", profile),

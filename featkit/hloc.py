@@ -70,8 +70,8 @@ def register(instead: Mapping[str, str] = MappingProxyType({})) -> Registered:
     instead: hloc's configuration name -> the featkit configuration that replaces it. Raises UsageError if hloc is not
     installed, or for an unknown name in `instead`.
     """
-    base = _import("hloc.utils.base_model").BaseModel
-    extract, match = _import("hloc.extract_features"), _import("hloc.match_features")
+    base = _import_hloc("hloc.utils.base_model").BaseModel
+    extract, match = _import_hloc("hloc.extract_features"), _import_hloc("hloc.match_features")
     _add_module(EXTRACTOR_MODULE, extractor_class(base))
     _add_module(MATCHER_MODULE, matcher_class(base))
     extractors = {f"{PREFIX}{name}": extractor_conf(name) for name in config_names("extractor")}
@@ -79,8 +79,8 @@ def register(instead: Mapping[str, str] = MappingProxyType({})) -> Registered:
     extract.confs.update(extractors)
     match.confs.update(matchers)
     for theirs, ours in instead.items():
-        _replace((extract.confs, match.confs), theirs, ours)
-    _warn_of_pycolmap()
+        _replace_configuration((extract.confs, match.confs), theirs, ours)
+    _warn_of_pycolmap_version()
     return Registered(tuple(extractors), tuple(matchers))
 
 
@@ -145,7 +145,7 @@ def matcher_class(base: Any) -> type[Any]:
     return FeatkitMatcher
 
 
-def _import(name: str) -> ModuleType:
+def _import_hloc(name: str) -> ModuleType:
     try:
         importlib.import_module("hloc")
         return importlib.import_module(name)
@@ -166,11 +166,11 @@ def _add_module(name: str, cls: type[Any]) -> None:
     module = ModuleType(name, "featkit's plug-in; see featkit.hloc")
     setattr(module, cls.__name__, cls)
     sys.modules[name] = module
-    parent, _, own = name.rpartition(".")
-    setattr(_import(parent), own, module)
+    parent, _, last_name = name.rpartition(".")
+    setattr(_import_hloc(parent), last_name, module)
 
 
-def _replace(tables: tuple[dict[str, Any], ...], theirs: str, ours: str) -> None:
+def _replace_configuration(tables: tuple[dict[str, Any], ...], theirs: str, ours: str) -> None:
     for table in tables:
         if theirs in table and ours in table:
             table[theirs] = table[ours]
@@ -178,7 +178,7 @@ def _replace(tables: tuple[dict[str, Any], ...], theirs: str, ours: str) -> None
     raise UsageError(f"--instead {theirs}={ours}: not two configurations of features, nor two of matches, in hloc")
 
 
-def _warn_of_pycolmap() -> None:
+def _warn_of_pycolmap_version() -> None:
     try:
         version = importlib.metadata.version("pycolmap")
     except importlib.metadata.PackageNotFoundError:
@@ -198,7 +198,7 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     Its `if __name__ == "__main__"` block runs in the imported module: `python -m` would run a second copy of the
     module with its own registry. Raises UsageError for a module without that block.
     """
-    module = _import(f"hloc.{command}")
+    module = _import_hloc(f"hloc.{command}")
     source = Path(module.__file__).read_text(encoding="utf-8") if module.__file__ else ""
     guarded = [
         line
@@ -228,13 +228,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("command", nargs="?", help=f"a module of hloc: {', '.join(USUAL_COMMANDS)} ...")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command; see its --help")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        added = register(dict(_parse_replacement(text) for text in asked.instead))
-        if asked.command is None:
-            print("\n".join((*added.extractors, *added.matchers)))
+        registered = register(dict(_parse_replacement(text) for text in options.instead))
+        if options.command is None:
+            print("\n".join((*registered.extractors, *registered.matchers)))
         else:
-            run_command(asked.command, asked.arguments)
+            run_command(options.command, options.arguments)
     except FeatkitError as error:
         print(f"featkit: {error}", file=sys.stderr)
         return error.exit_code
@@ -315,21 +315,21 @@ def features_of(data: Mapping[str, Tensor], side: int) -> Features:
 
     return Features(
         keypoints=values("keypoints", np.zeros((count, 2))).astype(np.float32),
-        descriptors=_bits_again(descriptors),
+        descriptors=_repack_bits(descriptors),
         scores=values("scores", np.ones(count)).astype(np.float32),
         image_size=(int(width), int(height)),
-        scales=_float32(optional("scales")),
+        scales=_as_float32(optional("scales")),
         oris=None if (oris := optional("oris")) is None else np.radians(oris).astype(np.float32),
         turns=int(values("turns", np.asarray(1))),
         extractor=bytes(values("extractor", np.zeros(0)).astype(np.uint8)).decode("ascii", "replace"),
     )
 
 
-def _float32(values: np.ndarray | None) -> np.ndarray | None:
+def _as_float32(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else values.astype(np.float32)
 
 
-def _bits_again(rows: Float[np.ndarray, "n d"]) -> np.ndarray:
+def _repack_bits(rows: Float[np.ndarray, "n d"]) -> np.ndarray:
     """Pack the bits that `prediction_of` unpacked; real-valued rows are unchanged."""
     if rows.size and rows.shape[1] % BYTE == 0 and (np.abs(rows) == np.abs(rows[0, 0])).all():
         return pack_bits(rows > 0)

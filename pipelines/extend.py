@@ -49,6 +49,15 @@ from featkit.mapping.grow import (
     remove_images,
     shared_camera,
 )
+from featkit.mapping.map_rigs import (
+    AddedFrame,
+    added_frames,
+    check_sizes_on_rigs,
+    prefixes_of,
+    recorded_prefixes,
+    report_added,
+    rig_metrics,
+)
 from featkit.mapping.model import (
     Model,
     alignment_files,
@@ -136,6 +145,8 @@ def run(
     photographs = image_folder(photographs)
     work = _find_work(config, folder, photographs, features, images)
     made_with = original_config(folder, work.model, config.map)
+    recorded = recorded_prefixes(folder)
+    frames = _on_rigs(work, recorded, made_with, photographs)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
@@ -152,7 +163,7 @@ def run(
         open_features(stored) as store,
         open_matches(matches, store) as found,
     ):
-        inputs = _inputs(work, made_with, store, pairs)
+        inputs = _inputs(work, made_with, store, pairs, frames)
         made = artifact(output / "sparse", resolved, inputs, output / "sparse.json")
         record = read_stamp(output / RECORD) or {}
         if made.up_to_date and record.get("inputs") == inputs and not overwrite:
@@ -162,11 +173,13 @@ def run(
             pruned = remove_images(work.model, work.gone, folder) if work.gone else []
             old = work.model.num_reg_images()
             sizes = {stored_size(photographs / name) for name in work.new if store.has(name)}
-            new = NewImages(work.new, photographs, made_with.camera, shared_camera(work.model, sizes))
+            new = NewImages(work.new, photographs, made_with.camera, shared_camera(work.model, sizes), frames)
             with scratch(output / ".sparse.work") as temporary:
                 grown = grow(
                     config.grow, made_with, work.model, new, store, found, pairs, temporary, photographs=work.files
                 )
+        if config.extract.keypoints is not None:
+            _name_those_without_keypoints(grown.left_out, config.extract.keypoints)
         if not pruned:
             refuse_no_growth(grown, photographs)
 
@@ -177,9 +190,16 @@ def run(
     for name, reason in grown.left_out.items():
         LOGGER.warning("extend: %s is not in the map: %s", name, reason)
     described = {"inputs": inputs, "map": str(folder), "photographs": str(photographs), "old": old}
-    metrics = {**described, **_measured(grown, old + len(work.new)), "pruned": pruned, "seconds": seconds}
+    measured = {**_measured(grown, old + len(work.new)), **rig_metrics(grown.model, recorded)}
+    metrics = {**described, **measured, "pruned": pruned, "seconds": seconds}
     write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return ExtendResult(output, output / "sparse", metrics)
+
+
+def _name_those_without_keypoints(left_out: dict[str, str], keypoints: Path) -> None:
+    """Correct the reasons of images that the file of keypoints does not have."""
+    with open_features(keypoints) as given:
+        left_out.update({name: f"{keypoints} has no keypoints of it" for name in left_out if not given.has(name)})
 
 
 def _measured(grown: Grown, total: int) -> dict[str, Any]:
@@ -198,11 +218,25 @@ def _measured(grown: Grown, total: int) -> dict[str, Any]:
     }
 
 
-def _inputs(work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequence[Pair]) -> str:
+def _on_rigs(work: Work, recorded: Sequence[str], made_with: MapConfig, photographs: Path) -> list[AddedFrame]:
+    """The frames of new photographs that the map's rigs took, by their names. Raises BadInputError for a wrong size."""
+    prefixes = prefixes_of(work.model, recorded)
+    frames = added_frames(work.model, prefixes, work.new, made_with.rigs, work.gone)
+    check_sizes_on_rigs(work.model, prefixes, frames, photographs)
+    report_added(prefixes, frames, work.new)
+    return frames
+
+
+def _inputs(
+    work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequence[Pair], frames: Sequence[AddedFrame]
+) -> str:
     """Digest of all inputs of the extended map."""
     features = [f"{name} {store.digest(name)}" for name in work.new if store.has(name)]
     listed = [f"{pair.name0}\t{pair.name1}" for pair in pairs]
-    return digest(poses_digest(work.folder), made_with.canonical_json(), *features, "", *listed, "", *work.gone)
+    on_rigs = ["", *map(repr, frames)] if frames else []
+    return digest(
+        poses_digest(work.folder), made_with.canonical_json(), *features, "", *listed, "", *work.gone, *on_rigs
+    )
 
 
 def _find_work(
@@ -268,11 +302,9 @@ def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, 
     """Features of the map's images and of the new ones, in one store."""
     if work.features is not None:
         _refuse_other_features(config.extract, work.features)
-        settings = config_of_features(work.features, workers=config.extract.workers)
-        settings = settings.model_copy(update={"masks": config.extract.masks})
         if overwrite or not output.exists():
             merge_stores([work.features], output, overwrite=overwrite)
-        method = extraction.extraction_method(settings, device=device)
+        method = _as_the_map(config.extract, work, output, device)
     else:
         method = extraction.extraction_method(config.extract, device=device)
         _extract_map(method, work, output, overwrite)
@@ -289,6 +321,33 @@ def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, 
                 " --map-features, or start again with --overwrite"
             )
     return output
+
+
+def _as_the_map(config: ExtractConfig, work: Work, output: Path, device: str) -> Method[Any]:
+    """The extraction of the map's features, for new images. Raises UsageError, BadInputError for keypoints."""
+    assert work.features is not None
+    with open_features(work.features) as store:
+        described = store.attributes()["config"].get("keypoints_digest", "")
+    if config.keypoints is not None and not described:
+        raise UsageError(f"--keypoints: the features of {work.folder} detect their own keypoints; leave it out")
+    settings = config_of_features(work.features, config.workers, config.keypoints)
+    method = extraction.extraction_method(settings.model_copy(update={"masks": config.masks}), device=device)
+    if config.keypoints is None:
+        return method
+    _refuse_other_points(output, config.keypoints, work.new)
+    assert method.stage is not None
+    one_store = method.stage.model_copy(update={"keypoints_digest": described})  # the map's, whose file is another
+    return replace(method, stage=one_store)
+
+
+def _refuse_other_points(output: Path, keypoints: Path, names: Sequence[str]) -> None:
+    """Raise BadInputError where images were described at other keypoints by an earlier run."""
+    with open_features(output) as done, open_features(keypoints) as given:
+        for name in names:
+            if done.has(name) and given.has(name):
+                own = {tuple(row) for row in given.keypoints(name).tolist()}
+                if not own.issuperset(map(tuple, done.keypoints(name).tolist())):
+                    raise BadInputError(f"{output}: {name!r} has other keypoints than {keypoints}; add --overwrite")
 
 
 def _extract_map(method: Method[Any], work: Work, output: Path, overwrite: bool) -> None:
@@ -334,6 +393,8 @@ def describe(result: ExtendResult) -> list[str]:
     total = len(found["registered"]) + len(found["left_out"])
     lines = [f"{len(found['registered'])} of {total} new photographs are in the map, which had {found['old']}"]
     lines += [f"not in the map: {name}: {reason}" for name, reason in found["left_out"].items()]
+    if found.get("rigs"):
+        lines.append(f"rigs of the map: {found['rigs']}, with {found['frames']} frames")
     lines += [f"taken out: {some_names(found['pruned'])}"] if found["pruned"] else []
     return [*lines, f"map: {result.sparse / '0'}"]
 

@@ -28,6 +28,7 @@ from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
 from featkit.io.matches import open_matches
 from featkit.mapping.grow import MADE_WITH, has_same_keypoints, original_config
+from featkit.mapping.map_rigs import recorded_prefixes, rig_metrics
 from featkit.mapping.merge import MergeConfig, Merged, merge_maps
 from featkit.mapping.model import (
     Model,
@@ -102,6 +103,7 @@ def run(
     if parts[0].folder.resolve() == parts[1].folder.resolve():
         raise BadInputError(f"{second}: is the same model as {first}; name two, such as sparse/0 and sparse/1")
     made_with = original_config(parts[0].folder, parts[0].model, config.map)
+    recorded = recorded_prefixes(parts[0].folder), recorded_prefixes(parts[1].folder)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
@@ -119,7 +121,8 @@ def run(
         open_matches(matches, store) as found,
     ):
         listed = [f"{pair.name0}\t{pair.name1}" for pair in pairs]
-        inputs = digest(*(poses_digest(part.folder) for part in parts), made_with.canonical_json(), *listed)
+        on_rigs = ["", *map(repr, recorded)] if any(recorded) else []
+        inputs = digest(*(poses_digest(part.folder) for part in parts), made_with.canonical_json(), *listed, *on_rigs)
         made = artifact(output / "sparse", resolved, inputs, output / "sparse.json")
         record = read_stamp(output / RECORD) or {}
         if made.up_to_date and record.get("inputs") == inputs and not overwrite:
@@ -128,14 +131,15 @@ def run(
         with timed("merge", seconds), scratch(output / ".sparse.work") as temporary:
             merged = merge_maps(
                 config.merge, made_with, parts[0].model, parts[1].model, store, found, pairs, temporary,
-                (parts[0].folder, parts[1].folder),
+                (parts[0].folder, parts[1].folder), recorded,
             )  # fmt: skip
 
         def stamp() -> None:
             made.write_stamp(kind="map", models=1, **{MADE_WITH: made_with.result_fields()})
 
         write_models([merged.model], output / "sparse", stamp, alignment_files(parts[0].folder))
-    metrics = {"inputs": inputs, **_measured(parts, merged), "seconds": seconds}
+    rigs = rig_metrics(merged.model, [*recorded[0], *recorded[1]])
+    metrics = {"inputs": inputs, **_measured(parts, merged), **rigs, "seconds": seconds}
     write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return MergeResult(output, output / "sparse", metrics)
 
@@ -229,6 +233,7 @@ def describe(result: MergeResult) -> list[str]:
         f"maps of {one} and {two} photographs, {len(found['common'])} of them in both, are one of {found['images']}",
         f"{found['agreeing_points']:,} points of {found['candidate_points']:,} that both may have agree"
         f" ({found['verified_pairs']:,} verified pairs)",
+        *([f"rigs: {found['rigs']}, with {found['frames']} frames"] if found.get("rigs") else []),
         f"map: {result.sparse / '0'}",
     ]
 

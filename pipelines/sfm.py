@@ -30,7 +30,7 @@ from featkit.mapping.cameras import SPHERE, check_camera_config, check_photograp
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.outcome import warn_if_few
 from featkit.mapping.reference import Reference, read_reference
-from featkit.mapping.rigs import FOLDERS, Rig, add_rig_intrinsics, read_rigs, shared_camera_keys
+from featkit.mapping.rigs import FOLDERS, Rig, add_rig_intrinsics, in_order, read_rigs, shared_camera_keys
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
@@ -107,7 +107,8 @@ def run(
     if given is not None:
         read_pairs(given)  # fails early if the list is wrong
     model = reference if reference is not None and reference.is_dir() else None
-    sources = Sources(images, model, stages.describer(engine, output / "pairs.txt"))
+    describer = stages.describer(engine, output / "pairs.txt")
+    sources = Sources(images, model, describer, [in_order(rig) for rig in rigs])
     pairs_by = None if given else pairing.choose(config.pairs, len(names), config.pairing, device, config.auto)
     if pairs_by is not None:
         pairing.check_sources(pairs_by, names, sources)

@@ -102,6 +102,11 @@ def reconstruct(
     **matcher_options(panel=MAPPING),
     features=Option("extract.features", panel=MAPPING, help="For a map that featkit did not make: features by name."),
     masks=Option("extract.masks", metavar="DIR", unset="none"),
+    keypoints=Option(
+        "extract.keypoints",
+        metavar="FILE",
+        help="Keypoints of the new photographs, for a map of given keypoints.",
+    ),
     workers=Option("extract.workers"),
     camera_model=Option("map.camera.model", of=CameraConfig, unset="as the map's", panel=CAMERAS),
     camera_params=Option("map.camera.params", of=CameraConfig, panel=CAMERAS),

@@ -43,7 +43,8 @@ The map may be featkit's, COLMAP's or hloc's; it is not changed, and the extende
 photographs are matched with the most similar ones of the map and with each other, registered and triangulated, followed
 by local bundle adjustment. `--fixed` keeps the old cameras exactly as they are, `--prune` removes photographs that are
 no longer in the folder. Photographs that could not be registered are listed with the reason. Photographs that are in
-the map already are skipped, so the folder may be the scene's own."""
+the map already are skipped, so the folder may be the scene's own. On a map with rigs new photographs join
+the rigs by the prefixes of their names, and a frame is registered as one."""
 
 
 @command(api.extend)
@@ -62,7 +63,8 @@ Example: `featkit merge scene/featkit/sparse/0 scene/featkit/sparse/1 --out scen
 Each photograph of the second map is matched with the most similar ones of the first. From the points that the maps then
 share, a robust similarity transform moves the second map onto the first, followed by bundle adjustment of the merged
 model. Both maps must be made by featkit with the same features, such as several models of one run. They are not
-changed. If they have too few points in common, the command reports how many and fails."""
+changed. If they have too few points in common, the command reports how many and fails. A rig of both maps is one
+rig afterwards."""
 
 
 @command(api.merge)

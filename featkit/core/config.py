@@ -116,7 +116,7 @@ class Config(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Config) and name not in runtime:
                 plain[name] = value.result_fields()
-        return {name: _json_value(value) for name, value in plain.items()}
+        return {name: _without_infinity(value) for name, value in plain.items()}
 
     def canonical_json(self) -> str:
         """The fields that decide a result, as sorted json."""
@@ -143,8 +143,8 @@ class FieldDoc:
 
     @property
     def none(self) -> str:
-        found = re.search(r"\bNone: (.*?)[.;)](?:\s|$)", self.text)
-        return found[1] if found else ""
+        match = re.search(r"\bNone: (.*?)[.;)](?:\s|$)", self.text)
+        return match[1] if match else ""
 
 
 @functools.cache
@@ -152,13 +152,13 @@ def field_docs(config_type: type[Config]) -> dict[str, FieldDoc]:
     """The docstring below each field, by field name; empty for a class without source code."""
     docs = {name: FieldDoc("") for name in config_type.model_fields}
     for owner in reversed(config_type.__mro__):
-        found = _docstrings(owner.__module__).get(owner.__qualname__, {})
-        docs |= {name: FieldDoc(text) for name, text in found.items() if name in docs}
+        documented = _class_docstrings(owner.__module__).get(owner.__qualname__, {})
+        docs |= {name: FieldDoc(text) for name, text in documented.items() if name in docs}
     return docs
 
 
 @functools.cache
-def _docstrings(module: str) -> dict[str, dict[str, str]]:
+def _class_docstrings(module: str) -> dict[str, dict[str, str]]:
     """Docstrings below the annotated names of a module's classes, by class and name."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
@@ -166,11 +166,11 @@ def _docstrings(module: str) -> dict[str, dict[str, str]]:
         return {}
     return {
         node.name: {
-            one.target.id: " ".join(below.value.value.split())
-            for one, below in itertools.pairwise(node.body)
-            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
-            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(below.value.value, str)
+            field_node.target.id: " ".join(docstring.value.value.split())
+            for field_node, docstring in itertools.pairwise(node.body)
+            if isinstance(field_node, ast.AnnAssign) and isinstance(field_node.target, ast.Name)
+            if isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
+            if isinstance(docstring.value.value, str)
         }
         for node in tree.body
         if isinstance(node, ast.ClassDef)
@@ -182,8 +182,8 @@ def field_range(config_type: type[Config], name: str) -> tuple[Any, Any]:
     field = config_type.model_fields[name]
     bounds = [*field.metadata]
     for inner in get_args(field.annotation):  # `Count | None`
-        bounds += [one for info in getattr(inner, "__metadata__", ()) for one in getattr(info, "metadata", [info])]
-    ends = {kind: getattr(one, kind) for one in bounds for kind in ("gt", "ge", "lt", "le") if hasattr(one, kind)}
+        bounds += [bound for info in getattr(inner, "__metadata__", ()) for bound in getattr(info, "metadata", [info])]
+    ends = {kind: getattr(bound, kind) for bound in bounds for kind in ("gt", "ge", "lt", "le") if hasattr(bound, kind)}
     return ends.get("ge", ends.get("gt")), ends.get("le", ends.get("lt"))
 
 
@@ -193,13 +193,13 @@ def digest(*parts: str) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
-def _json_value(value: Any) -> Any:
+def _without_infinity(value: Any) -> Any:
     """The same, with infinite floats as strings that a float field parses."""
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     if isinstance(value, dict):
-        return {name: _json_value(inner) for name, inner in value.items()}
-    return [_json_value(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _without_infinity(inner) for name, inner in value.items()}
+    return [_without_infinity(inner) for inner in value] if isinstance(value, list) else value
 
 
 def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "configuration") -> ConfigT:
@@ -207,7 +207,7 @@ def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "confi
     try:
         return config_type(**values)
     except ValidationError as error:
-        problems = "; ".join(_explain(config_type, item) for item in error.errors()[:3])
+        problems = "; ".join(_explain_error(config_type, problem) for problem in error.errors()[:3])
         raise UsageError(f"{where}: {problems}") from None
 
 
@@ -216,17 +216,17 @@ def check_field(config_type: type[Config], name: str, value: Any, where: str) ->
     try:
         config_type(**{name: value})
     except ValidationError as error:
-        for item in error.errors():
-            if item["loc"][:1] == (name,):
-                raise UsageError(f"{where}: {item['msg']} (got {item['input']!r})") from None
+        for problem in error.errors():
+            if problem["loc"][:1] == (name,):
+                raise UsageError(f"{where}: {problem['msg']} (got {problem['input']!r})") from None
 
 
-def _explain(config_type: type[Config], item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        return f"{name}: {item['msg']} (got {item['input']!r})"
-    known = _inner_config(config_type, item["loc"][:-1]).model_fields
-    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+def _explain_error(config_type: type[Config], problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{name}: {problem['msg']} (got {problem['input']!r})"
+    known = _inner_config(config_type, problem["loc"][:-1]).model_fields
+    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key {name!r}; {hint}"
 
@@ -239,16 +239,16 @@ def _inner_config(config_type: type[Config], loc: tuple[int | str, ...]) -> type
     candidates: list[type[Config]] = []
     for part in loc:
         field = config_type.model_fields.get(part) if isinstance(part, str) else None
-        named = next((c for c in candidates if part in _names(c)), None)
-        if named is not None:
-            config_type = named
+        member = next((c for c in candidates if part in _location_names(c)), None)
+        if member is not None:
+            config_type = member
         elif field is not None:
             candidates = _configs_in(field.annotation)
             config_type = candidates[0] if candidates else config_type
     return config_type
 
 
-def _names(config_type: type[Config]) -> set[object]:
+def _location_names(config_type: type[Config]) -> set[object]:
     """Names by which a location refers to a union member: its class name, or the value of its discriminator."""
     literals = (get_args(field.annotation) for field in config_type.model_fields.values())
     return {config_type.__name__} | {values[0] for values in literals if len(values) == 1}
@@ -331,17 +331,17 @@ def named_config(name: str, kind: str | None = None) -> dict[str, Any]:
     With `base: NAME` in a yaml, its values override those of that configuration, key by key.
     kind: what it should configure, a key of the yaml such as "extractor"; suggestions are limited to that kind.
     """
-    values = _values_of(name, kind)
+    values = _read_values(name, kind)
     base = values.pop("base", None)
     if base is None:
         return values
-    under = _values_of(str(base), kind)
-    if "base" in under:
+    base_values = _read_values(str(base), kind)
+    if "base" in base_values:
         raise UsageError(f"configuration {name!r}: its base {base!r} has a base of its own; name that one, or copy it")
-    return merge(under, values)
+    return merge(base_values, values)
 
 
-def _values_of(name: str, kind: str | None) -> dict[str, Any]:
+def _read_values(name: str, kind: str | None) -> dict[str, Any]:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         return read_yaml(path)

@@ -42,19 +42,19 @@ def setup(verbosity: int = 0) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
-    handler.addFilter(_on_one_line)
+    handler.addFilter(_force_one_line)
     for old in list(LOGGER.handlers):
         LOGGER.removeHandler(old)
     LOGGER.addHandler(handler)
     LOGGER.setLevel(level)
     LOGGER.propagate = False
     # COLMAP logs through glog, which reads its level when pycolmap is first imported.
-    least = os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
+    glog_level = os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
     if "pycolmap" in sys.modules:
-        sys.modules["pycolmap"].logging.minloglevel = int(least)
+        sys.modules["pycolmap"].logging.minloglevel = int(glog_level)
 
 
-def _on_one_line(record: logging.LogRecord) -> bool:
+def _force_one_line(record: logging.LogRecord) -> bool:
     """Keeps file names in messages from controlling or flooding the terminal."""
     record.msg, record.args = one_line(record.getMessage()), None
     return True
@@ -77,14 +77,14 @@ def progress(title: str, total: int, unit: str = "items") -> Iterator[Advance]:
     if not LOGGER.isEnabledFor(logging.INFO) or not LOGGER.handlers or total == 0:
         yield lambda count: None
     elif sys.stderr.isatty():
-        with _bar(title, total, unit) as advance:
+        with _terminal_bar(title, total, unit) as advance:
             yield advance
     else:
         yield _plain_lines(title, total, unit)
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
+def _terminal_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -110,12 +110,12 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
     # stdout is for results, even while a bar is shown: rich would redirect them to stderr.
     with Progress(*columns, console=_console(), redirect_stdout=False) as bar:
         task = bar.add_task(title, total=total)
-        left = total
+        remaining = total
 
         def advance(count: int) -> None:
-            nonlocal left
-            count = min(count, left)  # a bar beyond its end would show a negative time
-            left -= count
+            nonlocal remaining
+            count = min(count, remaining)  # a bar beyond its end would show a negative time
+            remaining -= count
             bar.advance(task, count)
 
         yield advance

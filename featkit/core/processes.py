@@ -41,7 +41,7 @@ class Endable(Generic[ArgumentT, ResultT]):
         self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         self._children: set[_Child] = set()
         for _ in range(count):
-            self._idle.put(self._started())
+            self._idle.put(self._start_child())
 
     def call(self, argument: ArgumentT, until: float) -> ResultT:
         """Call the function. until: deadline on `time.monotonic()`, at which the process is killed.
@@ -58,8 +58,8 @@ class Endable(Generic[ArgumentT, ResultT]):
             result, error = child.ask(argument, until)
         except BaseException as problem:
             if child.is_ready or not isinstance(problem, TimeoutError):
-                self._end(child)
-                child = child if self._closed else self._started()
+                self._kill_child(child)
+                child = child if self._closed else self._start_child()
             if isinstance(problem, EOFError | OSError) and not isinstance(problem, TimeoutError):
                 raise WorkerDiedError("the process died, most likely for memory; take a smaller image") from None
             raise
@@ -73,14 +73,14 @@ class Endable(Generic[ArgumentT, ResultT]):
         """Kill all processes, busy ones included."""
         self._closed = True
         for child in list(self._children):
-            self._end(child)
+            self._kill_child(child)
 
-    def _started(self) -> _Child:
+    def _start_child(self) -> _Child:
         child = _Child(*self._arguments)
         self._children.add(child)
         return child
 
-    def _end(self, child: _Child) -> None:
+    def _kill_child(self, child: _Child) -> None:
         self._children.discard(child)
         child.process.kill()
         child.process.join(ENDED_S)
@@ -92,10 +92,10 @@ class _Child:
 
     def __init__(self, pickled: bytes, parent: int, threads: int):
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, pickled, parent, threads), daemon=True)
+        self.connection, worker_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(worker_end, pickled, parent, threads), daemon=True)
         self.process.start()
-        theirs.close()
+        worker_end.close()
         self.is_ready = False
 
     def wait_until_ready(self, until: float) -> None:
@@ -126,10 +126,10 @@ def _serve(connection: Connection, pickled: bytes, parent: int, threads: int) ->
     connection.send(None)
     with contextlib.suppress(EOFError):
         while True:
-            connection.send(_answer(function, connection.recv()))
+            connection.send(_call_function(function, connection.recv()))
 
 
-def _answer(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Exception | None]:
+def _call_function(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Exception | None]:
     try:
         return function(argument), None
     except FeatkitError as error:

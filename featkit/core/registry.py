@@ -154,16 +154,16 @@ def class_of(kind: str, name: str) -> type[Any]:
     Raises UsageError for an unknown name, and for a class from outside that cannot be imported or has no Config.
     """
     if name in KINDS[kind]:
-        return _load(KINDS[kind][name].target)
-    outside = {point.name: point.value for point in entry_points(group=f"featkit.{kind}s")}
-    target = name if ":" in name else outside.get(name)
+        return _import_class(KINDS[kind][name].target)
+    plugins = {point.name: point.value for point in entry_points(group=f"featkit.{kind}s")}
+    target = name if ":" in name else plugins.get(name)
     if target is None:
-        known = [*KINDS[kind], *outside]
+        known = [*KINDS[kind], *plugins]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise UsageError(f"no {kind} named {name!r}; {hint}")
     try:
-        cls = _load(target)
+        cls = _import_class(target)
     except Exception as error:  # a module from outside may raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"{kind} {target}: {reason}; install its package, or put its folder on PYTHONPATH") from None
@@ -173,7 +173,7 @@ def class_of(kind: str, name: str) -> type[Any]:
     return cls
 
 
-def _load(target: str) -> type[Any]:
+def _import_class(target: str) -> type[Any]:
     """The class that "module:Class" names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -181,8 +181,8 @@ def _load(target: str) -> type[Any]:
 
 def setting_of(benchmark: str, setting: str, changes: dict[str, Any]) -> Config:
     """The configuration of a benchmark under one of its settings' names. Raises UsageError for another benchmark's."""
-    named = named_config(setting, "benchmark").get("benchmark")
-    if named != benchmark:
-        whose = f"is of the benchmark {named!r}" if named else "is no setting of a benchmark"
+    benchmark_name = named_config(setting, "benchmark").get("benchmark")
+    if benchmark_name != benchmark:
+        whose = f"is of the benchmark {benchmark_name!r}" if benchmark_name else "is no setting of a benchmark"
         raise UsageError(f"--setting {setting}: {whose}; those of this one begin with {benchmark!r}")
     return resolve("benchmark", setting, changes).own

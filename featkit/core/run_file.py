@@ -45,9 +45,9 @@ def run_text(path: Path, command: str, config: Config, arguments: Mapping[str, P
         VERSION: __version__,
         "command": command,
         "arguments": {
-            name: Path(os.path.relpath(given.resolve(), path.resolve().parent)).as_posix()
-            for name, given in arguments.items()
-            if given is not None
+            name: Path(os.path.relpath(argument.resolve(), path.resolve().parent)).as_posix()
+            for name, argument in arguments.items()
+            if argument is not None
         },
         "config": config.model_dump(mode="json"),
     }
@@ -70,4 +70,4 @@ def read_run(path: Path, command: str) -> SavedRun:
             raise BadInputError(f"{path}: {name} is a path under `arguments`, not {str(given)[:40]!r}; write it again")
     if content.get(VERSION, __version__) != __version__:
         LOGGER.warning("%s: written by featkit %s, run by %s", path, content[VERSION], __version__)
-    return SavedRun(values, {str(name): path.resolve().parent / str(given) for name, given in arguments.items()})
+    return SavedRun(values, {str(name): path.resolve().parent / str(argument) for name, argument in arguments.items()})

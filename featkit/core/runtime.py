@@ -60,8 +60,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number = 0
         self.reported = False
-        self._held = 0
-        self._raised = False
+        self._num_deferring = 0
+        self._has_raised = False
 
     def __bool__(self) -> bool:
         return self.signal_number != 0
@@ -78,17 +78,17 @@ class StopRequest:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Defer signals inside the block; Interrupted is raised at its end."""
-        self._held += 1
+        self._num_deferring += 1
         try:
             yield
         finally:
-            self._held -= 1
+            self._num_deferring -= 1
         if self:
             self._raise()
 
     def _raise(self) -> None:
-        if self._held == 0 and not self._raised:
-            self._raised = True
+        if self._num_deferring == 0 and not self._has_raised:
+            self._has_raised = True
             raise Interrupted
 
 
@@ -107,15 +107,15 @@ def stoppable(before_the_end: Callable[[StopRequest], None]) -> Iterator[StopReq
     def note(number: int, frame: FrameType | None) -> None:
         request.note(number)
 
-    before: dict[int, Any] = {each: signal.signal(each, note) for each in SIGNALS}
+    previous_handlers: dict[int, Any] = {stop_signal: signal.signal(stop_signal, note) for stop_signal in SIGNALS}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(
-        target=_watch, args=(reader, note, request, before_the_end), name="stopping", daemon=True
+        target=_watch_signals, args=(reader, note, request, before_the_end), name="stopping", daemon=True
     )
     watcher.start()
-    keeper = _HandlersKept()
+    keeper = _KeepHandlersOnImport()
     sys.meta_path.insert(0, keeper)
     _active.append(request)
     try:
@@ -123,20 +123,20 @@ def stoppable(before_the_end: Callable[[StopRequest], None]) -> Iterator[StopReq
     except BaseException:
         if request:  # the remaining work, including interpreter shutdown, is timed
             raise
-        _end_watch(writer, watcher, reader)
+        _stop_watcher(writer, watcher, reader)
         raise
     else:
-        _end_watch(writer, watcher, reader)
+        _stop_watcher(writer, watcher, reader)
     finally:
         _active.clear()
         if keeper in sys.meta_path:
             sys.meta_path.remove(keeper)
-        signal.set_wakeup_fd(woken)
-        for number, handler in before.items():
+        signal.set_wakeup_fd(previous_fd)
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
-class _HandlersKept:
+class _KeepHandlersOnImport:
     """An import hook that keeps our signal handlers after pycolmap is imported, in any thread."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
@@ -148,7 +148,7 @@ class _HandlersKept:
             plain = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
-                with _kept():
+                with _signal_handlers_kept():
                     plain(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
@@ -156,27 +156,29 @@ class _HandlersKept:
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
+def _signal_handlers_kept() -> Iterator[None]:
     """Python's own `signal` works in the main thread only; the C library's handlers are the process's."""
     library = ctypes.CDLL(None)
-    actions = {each: ctypes.create_string_buffer(SIGACTION_BYTES) for each in SIGNALS}
-    for each, action in actions.items():
-        library.sigaction(int(each), None, action)
+    actions = {signal_number: ctypes.create_string_buffer(SIGACTION_BYTES) for signal_number in SIGNALS}
+    for signal_number, action in actions.items():
+        library.sigaction(int(signal_number), None, action)
     try:
         yield
     finally:
-        for each, action in actions.items():
-            library.sigaction(int(each), action, None)
+        for signal_number, action in actions.items():
+            library.sigaction(int(signal_number), action, None)
 
 
-def _end_watch(writer: int, watcher: threading.Thread, reader: int) -> None:
+def _stop_watcher(writer: int, watcher: threading.Thread, reader: int) -> None:
     os.write(writer, b"\0")
     watcher.join()
     os.close(reader)
     os.close(writer)
 
 
-def _watch(reader: int, handler: Any, request: StopRequest, before_the_end: Callable[[StopRequest], None]) -> None:
+def _watch_signals(
+    reader: int, handler: Any, request: StopRequest, before_the_end: Callable[[StopRequest], None]
+) -> None:
     """Python writes the number of every signal that it takes into a pipe, also while the main thread is busy."""
     first: float | None = None
     end: float | None = None
@@ -194,10 +196,10 @@ def _watch(reader: int, handler: Any, request: StopRequest, before_the_end: Call
                 first, end = now, now + GRACE_S
             elif now - first > SAME_S:
                 end = now
-    _end_now(request, before_the_end)
+    _exit_now(request, before_the_end)
 
 
-def _end_now(request: StopRequest, before_the_end: Callable[[StopRequest], None]) -> None:
+def _exit_now(request: StopRequest, before_the_end: Callable[[StopRequest], None]) -> None:
     multiprocessing = sys.modules.get("multiprocessing")
     for child in multiprocessing.active_children() if multiprocessing else ():
         child.kill()
@@ -227,19 +229,19 @@ def stop_signals() -> Iterator[StopRequest]:
             yield request
         return
     request = StopRequest()
-    before: dict[int, Any] = {}
+    previous_handlers: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal_number = number
 
-    for each in SIGNALS:
-        before[each] = signal.signal(each, note)
+    for stop_signal in SIGNALS:
+        previous_handlers[stop_signal] = signal.signal(stop_signal, note)
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
@@ -269,8 +271,8 @@ def launched() -> Launched | None:
     """What the environment says; None when nothing did. Raises UsageError for values that cannot be."""
     if not all(name in os.environ for name in NEEDED):
         return None
-    rank, size, local_rank = (_number(name) for name in NEEDED[:3])
-    local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
+    rank, size, local_rank = (_environment_number(name) for name in NEEDED[:3])
+    local_size = _environment_number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         raise UsageError(
             f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank} of {local_size}: these processes cannot be;"
@@ -289,7 +291,7 @@ def is_reporter() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" or not {"WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
 
 
-def _number(name: str) -> int:
+def _environment_number(name: str) -> int:
     try:
         return int(os.environ[name])
     except ValueError:

@@ -84,10 +84,10 @@ def find_aachen(root: Path, version: str, queries: str) -> AachenFiles:
         )
     if not root.is_dir():
         raise BadInputError(f"{root}: no such folder; `featkit data fetch aachen --out {root}` makes it")
-    model, nvm, intrinsics = _model(root, version)
-    lists = {condition: _list(root, version, condition) for condition in QUERIES[queries]}
+    model, nvm, intrinsics = _find_model_files(root, version)
+    lists = {condition: _find_query_list(root, version, condition) for condition in QUERIES[queries]}
     images = tuple(root / folder for folder in IMAGES if (root / folder).is_dir())
-    missing = _missing(version, images, model, nvm, intrinsics, lists)
+    missing = _missing_files(version, images, model, nvm, intrinsics, lists)
     if missing:
         raise BadInputError(
             f"{root}: Aachen v{version} is incomplete; missing: {'; '.join(missing)}."
@@ -97,9 +97,9 @@ def find_aachen(root: Path, version: str, queries: str) -> AachenFiles:
     challenge = CHALLENGE_PAIRS[version]
     return AachenFiles(
         root, version, images, model, nvm, intrinsics, {name: path for name, path in lists.items() if path},
-        challenge_pairs=_first(root, (challenge, f"others/{challenge}", f"pairs/{challenge}")),
-        database_pairs=_first(root, [place.format(DATABASE_PAIRS) for place in hloc]),
-        query_pairs=_first(root, [place.format(QUERY_PAIRS) for place in hloc]),
+        challenge_pairs=_first_existing(root, (challenge, f"others/{challenge}", f"pairs/{challenge}")),
+        database_pairs=_first_existing(root, [place.format(DATABASE_PAIRS) for place in hloc]),
+        query_pairs=_first_existing(root, [place.format(QUERY_PAIRS) for place in hloc]),
     )  # fmt: skip
 
 
@@ -108,27 +108,27 @@ def read_queries(files: AachenFiles, conditions: Iterable[str] | None = None) ->
 
     For v1.0, queries that only v1.1 has are left out: unpacking v1.1 over v1.0 replaces the night list of v1.0.
     """
-    found = {}
+    queries = {}
     for condition in files.lists if conditions is None else conditions:
         path = files.lists[condition]
         listed = read_intrinsics_list(path)
-        kept = {n: c for n, c in listed.items() if files.version == "1.1" or not n.startswith(ADDITIONAL_NIGHT)}
-        if len(kept) < len(listed):
-            LOGGER.info("%s: %d queries that v1.0 does not have are left out", path, len(listed) - len(kept))
-        if not kept:
+        cameras = {n: c for n, c in listed.items() if files.version == "1.1" or not n.startswith(ADDITIONAL_NIGHT)}
+        if len(cameras) < len(listed):
+            LOGGER.info("%s: %d queries that v1.0 does not have are left out", path, len(listed) - len(cameras))
+        if not cameras:
             raise BadInputError(f"{path}: no query of v{files.version} in it")
-        if condition == "night" and files.version == "1.1" and not any(n.startswith(ADDITIONAL_NIGHT) for n in kept):
+        if condition == "night" and files.version == "1.1" and not any(n.startswith(ADDITIONAL_NIGHT) for n in cameras):
             LOGGER.warning("%s: lists nothing of %s; is it the list of v1.0?", path, ADDITIONAL_NIGHT)
-        found[condition] = kept
-    return found
+        queries[condition] = cameras
+    return queries
 
 
 def query_names(root: Path, version: str) -> dict[str, list[str]]:
     """Names of all queries whose list is present, by condition. Raises BadInputError if there is no list at all."""
     if version not in VERSIONS:
         raise UsageError(f"--version {version}: there is {' and '.join(VERSIONS)}")
-    found = {condition: _list(root, version, condition) for condition in QUERIES["day-night"]}
-    lists = {condition: path for condition, path in found.items() if path is not None}
+    list_paths = {condition: _find_query_list(root, version, condition) for condition in QUERIES["day-night"]}
+    lists = {condition: path for condition, path in list_paths.items() if path is not None}
     if not lists:
         raise BadInputError(f"{root}: no {LISTS[0].format('night')}; `featkit data fetch aachen --out {root}` gets it")
     files = AachenFiles(root, version, (), None, None, None, lists, None, None, None)
@@ -150,16 +150,16 @@ def place_images(files: AachenFiles, names: Sequence[str], links: Path) -> Path:
         else:
             where[name] = folder
     if missing:
-        raise BadInputError(_without_images(files, missing, len(names)))
+        raise BadInputError(_missing_photographs_message(files, missing, len(names)))
     if len(set(where.values())) == 1:
         return next(iter(where.values()))
     LOGGER.info("photographs are in %d folders; linking them in %s", len(set(where.values())), links)
     for name, folder in where.items():
-        _link((folder / name).resolve(), links / name)
+        _create_link((folder / name).resolve(), links / name)
     return links
 
 
-def _link(target: Path, link: Path) -> None:
+def _create_link(target: Path, link: Path) -> None:
     try:
         if link.is_symlink() and link.readlink() == target:
             return
@@ -174,33 +174,33 @@ def _link(target: Path, link: Path) -> None:
         ) from None
 
 
-def _without_images(files: AachenFiles, missing: Sequence[str], wanted: int) -> str:
+def _missing_photographs_message(files: AachenFiles, missing: Sequence[str], wanted: int) -> str:
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    added = [name for name in missing if name.startswith(("sequences/", ADDITIONAL_NIGHT))]
-    archives = ["aachen_v1_1.zip"] if added else []
-    if len(added) < len(missing):
+    of_additional = [name for name in missing if name.startswith(("sequences/", ADDITIONAL_NIGHT))]
+    archives = ["aachen_v1_1.zip"] if of_additional else []
+    if len(of_additional) < len(missing):
         archives.insert(0, "images/database_and_query_images.zip")
     folders = ", ".join(str(folder) for folder in files.images)
     return f"{folders}: no {missing[0]}{more} of {wanted} photographs; they are in {' and '.join(archives)} of {SERVER}"
 
 
-def _model(root: Path, version: str) -> tuple[Path | None, Path | None, Path | None]:
+def _find_model_files(root: Path, version: str) -> tuple[Path | None, Path | None, Path | None]:
     """Folder of the COLMAP model, NVM file, list of intrinsics."""
     folders = [root / folder for folder in MODEL_FOLDERS[version]]
-    whole = [folder for folder in folders if all((folder / name).is_file() for name in MODEL_FILES)]
-    nvm = _first(root, [f"{folder}/{NVM[version]}" for folder in MODEL_FOLDERS[version]])
-    intrinsics = _first(root, [f"{folder}/{INTRINSICS[version]}" for folder in MODEL_FOLDERS[version]])
-    return (whole[0] if whole and version == "1.1" else None), nvm, intrinsics
+    complete = [folder for folder in folders if all((folder / name).is_file() for name in MODEL_FILES)]
+    nvm = _first_existing(root, [f"{folder}/{NVM[version]}" for folder in MODEL_FOLDERS[version]])
+    intrinsics = _first_existing(root, [f"{folder}/{INTRINSICS[version]}" for folder in MODEL_FOLDERS[version]])
+    return (complete[0] if complete and version == "1.1" else None), nvm, intrinsics
 
 
-def _list(root: Path, version: str, condition: str) -> Path | None:
+def _find_query_list(root: Path, version: str, condition: str) -> Path | None:
     places = [place.format(condition) for place in LISTS]
     if condition == "night" and version == "1.1":
         places = [place.format(condition) for place in NIGHT_LISTS] + places
-    return _first(root, places)
+    return _first_existing(root, places)
 
 
-def _missing(
+def _missing_files(
     version: str,
     images: Sequence[Path],
     model: Path | None,
@@ -227,7 +227,7 @@ def _missing(
     return missing
 
 
-def _first(root: Path, places: Iterable[str]) -> Path | None:
+def _first_existing(root: Path, places: Iterable[str]) -> Path | None:
     return next((root / place for place in places if (root / place).is_file()), None)
 
 
@@ -265,18 +265,18 @@ def with_features(pairs: Sequence[Pair], features: Path, second: Path | None = N
     """
     with open_features(features) as store0, open_features(second or features) as store1:
         known0, known1 = set(store0.names()), set(store1.names())
-    kept = [pair for pair in pairs if pair.name0 in known0 and pair.name1 in known1]
-    if not kept:
+    usable = [pair for pair in pairs if pair.name0 in known0 and pair.name1 in known1]
+    if not usable:
         raise BadInputError(f"{features}: not one of {len(pairs)} pairs has features; can the photographs be read?")
-    return kept
+    return usable
 
 
 def database_pairs(path: Path, mapped: Collection[str]) -> list[Pair]:
     """Pairs of a list whose images are both in the map. Raises BadInputError if there are none."""
-    found = [pair for pair in read_pairs(path) if pair.name0 in mapped and pair.name1 in mapped]
-    if not found:
+    pairs = [pair for pair in read_pairs(path) if pair.name0 in mapped and pair.name1 in mapped]
+    if not pairs:
         raise BadInputError(f"{path}: no pair of images of the reference model; is it the list of another version?")
-    return found
+    return pairs
 
 
 def query_pairs(path: Path, queries: Collection[str], mapped: Collection[str]) -> list[Pair]:
@@ -284,15 +284,15 @@ def query_pairs(path: Path, queries: Collection[str], mapped: Collection[str]) -
 
     Raises BadInputError if there are none.
     """
-    found = []
+    pairs = []
     for pair in read_pairs(path):
         if pair.name0 in queries and pair.name1 in mapped:
-            found.append(pair)
+            pairs.append(pair)
         elif pair.name1 in queries and pair.name0 in mapped:
-            found.append(Pair(pair.name1, pair.name0))
-    if not found:
+            pairs.append(Pair(pair.name1, pair.name0))
+    if not pairs:
         raise BadInputError(f"{path}: no pair of a query and an image of the map; is it the list of another version?")
-    without = len(set(queries) - {pair.name0 for pair in found})
+    without = len(set(queries) - {pair.name0 for pair in pairs})
     if without:
         LOGGER.warning("%s: no pair for %d of %d queries", path, without, len(queries))
-    return found
+    return pairs

@@ -69,7 +69,7 @@ def draw_transforms(
     rotation = _rotation_matrices(np.deg2rad(largest * generator.uniform(-1, 1, count)))
     side, middle = _random_crops(config, count, generator)
     _, first, group = np.unique(labels, return_index=True, return_inverse=True)
-    shared = _turns_and_flips(config, len(first), generator)[group]
+    shared = _draw_turns_and_flips(config, len(first), generator)[group]
     linear = rotation @ (side[:, :, None] * shared)
     return np.concatenate([linear, rotation @ middle[:, :, None]], axis=2).astype(np.float32)
 
@@ -90,7 +90,9 @@ def _random_crops(
     return side, (1.0 - side) * generator.uniform(-1, 1, (count, 2))
 
 
-def _turns_and_flips(config: AugmentConfig, count: int, generator: np.random.Generator) -> Float[np.ndarray, "g 2 2"]:
+def _draw_turns_and_flips(
+    config: AugmentConfig, count: int, generator: np.random.Generator
+) -> Float[np.ndarray, "g 2 2"]:
     chance = generator.random((count, 3))
     third = config.quarter_turns / 3
     turns = np.zeros(count) if third == 0 else np.minimum(3, np.ceil((config.quarter_turns - chance[:, 0]) / third))

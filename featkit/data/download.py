@@ -51,7 +51,7 @@ class DownloadConfig(Config):
     """Largest file accepted, bytes."""
 
 
-class _Stopped(Exception):
+class _IncompleteDownload(Exception):
     """An attempt ended before the file was complete; another attempt may resume."""
 
 
@@ -81,13 +81,13 @@ def download(
         raise BadInputError(f"{path}: {FOREIGN}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fetched, part = _whole(remote, folder, config)
+        fetched, part = _download_to_part(remote, folder, config)
         if named is not None:
             named(fetched)
         os.replace(part, path)
-        for rest in folder.glob(f"{remote.name}.*.part*"):  # of this address and of others that failed
-            if PART.fullmatch(rest.name.removeprefix(remote.name)):
-                discard(rest)
+        for leftover in folder.glob(f"{remote.name}.*.part*"):  # of this address and of others that failed
+            if PART.fullmatch(leftover.name.removeprefix(remote.name)):
+                discard(leftover)
         return fetched
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
@@ -101,95 +101,103 @@ def _check_address(url: str) -> None:
         raise UsageError(f"{url}: not an http or https address")
 
 
-def _whole(remote: RemoteFile, folder: Path, config: DownloadConfig) -> tuple[Fetched, Path]:
+def _download_to_part(remote: RemoteFile, folder: Path, config: DownloadConfig) -> tuple[Fetched, Path]:
     """The verified download and its part file."""
     part = folder / f"{remote.name}.{hashlib.sha256(remote.url.encode()).hexdigest()[:8]}.part"  # one per address
-    _receive(remote, part, config)
+    _retry_until_complete(remote, part, config)
     fetched = digests(part)
     try:
         check(fetched, remote)
     except BadInputError as error:
-        _forget(part)
+        _discard_part(part)
         raise BadInputError(f"{error}; the download was deleted. Run again, or name a mirror with --url") from None
     return Fetched(folder / remote.name, fetched.size, fetched.md5, fetched.sha256), part
 
 
-def _receive(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
+def _retry_until_complete(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
     """Fill the part file, attempt after attempt."""
     fruitless = 0
     while True:
-        before = _size(part)
+        before = _part_size(part)
         try:
-            _attempt(remote, part, config)
+            _request_rest(remote, part, config)
             return
         except _ServerChangedFile:
             LOGGER.warning("%s: the file has changed on the server; downloading it again", remote.url)
-            _forget(part)
+            _discard_part(part)
             reason = "the server's file changes at every attempt"
-        except (_Stopped, urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except (
+            _IncompleteDownload,
+            urllib.error.URLError,
+            http.client.HTTPException,
+            TimeoutError,
+            ConnectionError,
+        ) as error:
             _raise_if_hopeless(error, remote)
-            reason = _reason(error)
-        fruitless = 0 if _size(part) > before else fruitless + 1
+            reason = _error_reason(error)
+        fruitless = 0 if _part_size(part) > before else fruitless + 1
         if fruitless >= config.attempts:
             raise EmptyResultError(
-                f"{remote.url}: {_arrived(part, remote)} ({reason}); run the same command again to go on"
+                f"{remote.url}: {_received_bytes_message(part, remote)} ({reason}); run the same command again to go on"
             )
         time.sleep(config.wait_s * 2 ** max(0, fruitless - 1))
 
 
-def _attempt(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
+def _request_rest(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
     """One request for everything after the end of the part file."""
-    known = _read_state(part)
-    have = _size(part) if known else 0
+    state = _read_state(part)
+    offset = _part_size(part) if state else 0
     request = urllib.request.Request(remote.url, headers={"User-Agent": AGENT, "Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        if known.get("version"):
-            request.add_header("If-Range", known["version"])
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        if state.get("version"):
+            request.add_header("If-Range", state["version"])
     try:
-        response = _opener().open(request, timeout=config.timeout_s)
+        response = _build_opener().open(request, timeout=config.timeout_s)
     except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            if _total_of_range(error.headers.get("Content-Range", "")) == have:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
+            if _total_of_range(error.headers.get("Content-Range", "")) == offset:
                 return  # it was complete already
             raise _ServerChangedFile from None
         raise
     with response:
-        start, total = _place(response, have, known.get("total"))
+        start, total = _body_range(response, offset, state.get("total"))
         if total is not None and total > config.max_bytes:
             raise BadInputError(f"{remote.url}: {total:,} bytes, more than the {config.max_bytes:,} allowed")
         if start == 0:
-            _write_state(part, {"version": _version(response), "total": total})
-        _copy(response, part, start, total, remote, config)
+            _write_state(part, {"version": _file_version(response), "total": total})
+        _append_body(response, part, start, total, remote, config)
 
 
-def _copy(response: Any, part: Path, start: int, total: int | None, remote: RemoteFile, config: DownloadConfig) -> None:
-    """Append the body to the part file; a body shorter than announced raises _Stopped."""
+def _append_body(
+    response: Any, part: Path, start: int, total: int | None, remote: RemoteFile, config: DownloadConfig
+) -> None:
+    """Append the body to the part file; a body shorter than announced raises _IncompleteDownload."""
     size = start
     is_left(part)  # raises if something else is in its place
     mode = "ab" if start else "wb"
-    with open(part, mode, opener=no_links) as file, _bar(remote.name, total, start) as advance:
-        while block := _read(response):
+    with open(part, mode, opener=no_links) as file, _progress_in_mb(remote.name, total, start) as advance:
+        while block := _read_block(response):
             size += len(block)
             if size > config.max_bytes:
                 raise BadInputError(f"{remote.url}: more than the {config.max_bytes:,} bytes allowed")
             file.write(block)
             advance(len(block))
     if total is not None and size < total:
-        raise _Stopped(f"cut after {size:,} of {total:,} bytes")
+        raise _IncompleteDownload(f"cut after {size:,} of {total:,} bytes")
     if total is None and remote.size is not None and size < remote.size:
-        raise _Stopped(f"cut after {size:,} of {remote.size:,} bytes")
+        raise _IncompleteDownload(f"cut after {size:,} of {remote.size:,} bytes")
 
 
-def _read(response: Any) -> bytes:
-    """The next bytes. Raises _Stopped for network errors, which are thus kept apart from disk errors."""
+def _read_block(response: Any) -> bytes:
+    """The next bytes. Raises _IncompleteDownload for network errors, which are thus kept apart from disk errors."""
     try:
         return bytes(response.read1(CHUNK))
     except (OSError, http.client.HTTPException) as error:
-        raise _Stopped(str(error) or type(error).__name__) from None
+        raise _IncompleteDownload(str(error) or type(error).__name__) from None
 
 
-def _place(response: Any, have: int, known_total: int | None) -> tuple[int, int | None]:
+def _body_range(response: Any, offset: int, known_total: int | None) -> tuple[int, int | None]:
     """The offset at which the body starts, and the size of the file if the server reports it.
 
     Raises _ServerChangedFile for a range that was not requested, or one from a file of another size.
@@ -197,20 +205,20 @@ def _place(response: Any, have: int, known_total: int | None) -> tuple[int, int 
     length = response.headers.get("Content-Length", "")
     if response.status != http.client.PARTIAL_CONTENT:  # the whole file: the server does not support ranges
         return 0, int(length) if length.isdigit() else None
-    stated = response.headers.get("Content-Range", "")
-    first = stated.removeprefix("bytes ").partition("-")[0].strip()
-    total = _total_of_range(stated)
-    if not have or first != str(have) or (known_total is not None and total not in (None, known_total)):
+    content_range = response.headers.get("Content-Range", "")
+    first = content_range.removeprefix("bytes ").partition("-")[0].strip()
+    total = _total_of_range(content_range)
+    if not offset or first != str(offset) or (known_total is not None and total not in (None, known_total)):
         raise _ServerChangedFile
-    return have, total if total is not None else (have + int(length) if length.isdigit() else None)
+    return offset, total if total is not None else (offset + int(length) if length.isdigit() else None)
 
 
-def _total_of_range(stated: str) -> int | None:
-    total = stated.rpartition("/")[2].strip()
+def _total_of_range(content_range: str) -> int | None:
+    total = content_range.rpartition("/")[2].strip()
     return int(total) if total.isdigit() else None
 
 
-def _version(response: Any) -> str | None:
+def _file_version(response: Any) -> str | None:
     """An identifier of the file's version; a weak ETag does not promise equal bytes."""
     tag = response.headers.get("ETag", "")
     if tag and not tag.startswith("W/"):
@@ -219,7 +227,7 @@ def _version(response: Any) -> str | None:
     return str(modified) if modified else None
 
 
-class _OnlyHttp(urllib.request.HTTPRedirectHandler):
+class _HttpRedirectsOnly(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https only."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
@@ -227,7 +235,7 @@ class _OnlyHttp(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _build_opener() -> urllib.request.OpenerDirector:
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -235,20 +243,20 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPSHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _OnlyHttp(),
+        _HttpRedirectsOnly(),
     ):
         opener.add_handler(handler)
     return opener
 
 
 @contextlib.contextmanager
-def _bar(name: str, total: int | None, start: int) -> Iterator[Callable[[int], None]]:
+def _progress_in_mb(name: str, total: int | None, start: int) -> Iterator[Callable[[int], None]]:
     """A progress bar in MB; its function takes bytes."""
-    left_over = 0
+    remainder = 0
 
     def add(count: int) -> None:
-        nonlocal left_over
-        done, left_over = divmod(left_over + count, MB)
+        nonlocal remainder
+        done, remainder = divmod(remainder + count, MB)
         advance(done)
 
     with progress(name, math.ceil((total - start) / MB) if total else 0, "MB") as advance:
@@ -264,22 +272,22 @@ def _raise_if_hopeless(error: Exception, remote: RemoteFile) -> None:
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def _error_reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"the server says {error.code} {error.reason}"
     inner = getattr(error, "reason", None) or error
     return str(inner) or type(error).__name__
 
 
-def _arrived(part: Path, remote: RemoteFile) -> str:
-    size = _size(part)
+def _received_bytes_message(part: Path, remote: RemoteFile) -> str:
+    size = _part_size(part)
     if not size:
         return "nothing arrived"
     of = f" of {remote.size:,}" if remote.size else ""
     return f"{size:,}{of} bytes arrived and are kept"
 
 
-def _size(part: Path) -> int:
+def _part_size(part: Path) -> int:
     try:
         return part.stat().st_size
     except FileNotFoundError:
@@ -303,7 +311,7 @@ def _write_state(part: Path, state: dict[str, Any]) -> None:
     write_text(_state_path(part), json.dumps(state), owned=True)
 
 
-def _forget(part: Path) -> None:
+def _discard_part(part: Path) -> None:
     discard(part)
     discard(_state_path(part))
 
@@ -350,8 +358,8 @@ def digests(path: Path) -> Fetched:
 def check(fetched: Fetched, remote: RemoteFile) -> None:
     """Raise BadInputError if a file is not the one that was expected."""
     for kind, expected in (("sha256", remote.sha256), ("md5", remote.md5)):
-        found = getattr(fetched, kind)
-        if expected is not None and found != expected:
-            raise BadInputError(f"{fetched.path}: {kind} is {found}, not the published {expected}; it is another file")
+        actual = getattr(fetched, kind)
+        if expected is not None and actual != expected:
+            raise BadInputError(f"{fetched.path}: {kind} is {actual}, not the published {expected}; it is another file")
     if remote.size is not None and fetched.size != remote.size:
         raise BadInputError(f"{fetched.path}: {fetched.size:,} bytes, not the published {remote.size:,}")

@@ -130,13 +130,13 @@ def fetch(
     Raises UsageError for a file name that the dataset does not have. A file that fails does not stop the others; at the
     end the first such error is raised, with the names of all missing files.
     """
-    job = _Job(wanted, out, options or FetchOptions({}), download_config or DownloadConfig(), unpack_config)
-    files = _chosen(job)
+    job = _FetchJob(wanted, out, options or FetchOptions({}), download_config or DownloadConfig(), unpack_config)
+    files = _selected_files(job)
     done: list[FetchedFile] = []
     failed: dict[str, FeatkitError] = {}
     for file in files:
         try:
-            done.append(_fetch_one(job, file))
+            done.append(_fetch_file(job, file))
         except NotWritableError:
             raise
         except FeatkitError as error:
@@ -149,7 +149,7 @@ def fetch(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _FetchJob:
     wanted: DataSet
     out: Path
     options: FetchOptions
@@ -157,7 +157,7 @@ class _Job:
     unpack: UnpackConfig | None
 
 
-def _chosen(job: _Job) -> list[CatalogueFile]:
+def _selected_files(job: _FetchJob) -> list[CatalogueFile]:
     files, only = job.wanted.files, job.options.only
     names = {name: file for file in files for name in (file.name, Path(file.name).stem, file.folder) if name}
     for name in [*only, *job.options.urls]:
@@ -168,23 +168,23 @@ def _chosen(job: _Job) -> list[CatalogueFile]:
     return [file for file in files if not only or any(names[name] is file for name in only)]
 
 
-def _fetch_one(job: _Job, file: CatalogueFile) -> FetchedFile:
+def _fetch_file(job: _FetchJob, file: CatalogueFile) -> FetchedFile:
     target = job.out / (file.folder or file.name)
     note = _read_record(job.out).get(file.name, {})
     if note and target.exists() and not job.options.overwrite:
         return FetchedFile(file.name, target, note["source"], note["sha256"], note["size"], was_there=True)
     if file.folder is not None:
         _refuse_other_files(target, note)
-    given = _given_archive(file, job.options.archives)
-    if given is not None:
-        fetched, source = digests(given), str(given)
-        _check_given(fetched, file)
+    archive = _matching_archive(file, job.options.archives)
+    if archive is not None:
+        fetched, source = digests(archive), str(archive)
+        _check_local_file(fetched, file)
         if file.folder is not None:
-            _unpack(job, file, fetched, source, note)
+            _unpack_archive(job, file, fetched, source, note)
         else:
-            _copy(job, file, fetched, note)
+            _copy_local_file(job, file, fetched, note)
     else:
-        fetched, source = _from_any_source(job, file, note)
+        fetched, source = _fetch_from_sources(job, file, note)
     return FetchedFile(file.name, target, source, fetched.sha256, fetched.size, was_there=False)
 
 
@@ -203,29 +203,29 @@ def _refuse_other_files(target: Path, note: dict[str, Any]) -> None:
             )
 
 
-def _unpack(job: _Job, file: CatalogueFile, fetched: Fetched, source: str, note: dict[str, Any]) -> None:
+def _unpack_archive(job: _FetchJob, file: CatalogueFile, fetched: Fetched, source: str, note: dict[str, Any]) -> None:
     """Unpack an archive. The folder is recorded as featkit's before it gets its name."""
     assert file.folder is not None
 
     def record(count: int) -> None:
-        _write_record(job.out, file.name, {**_described(fetched, source), "files": count})
+        _write_record(job.out, file.name, {**_record_entry(fetched, source), "files": count})
 
     unpack(fetched.path, job.out / file.folder, job.unpack, owned=bool(note), named=record)
 
 
-def _described(fetched: Fetched, source: str) -> dict[str, Any]:
+def _record_entry(fetched: Fetched, source: str) -> dict[str, Any]:
     return {"source": source, "sha256": fetched.sha256, "md5": fetched.md5, "size": fetched.size}
 
 
-def _from_any_source(job: _Job, file: CatalogueFile, note: dict[str, Any]) -> tuple[Fetched, str]:
+def _fetch_from_sources(job: _FetchJob, file: CatalogueFile, note: dict[str, Any]) -> tuple[Fetched, str]:
     """Download and unpack from the first source that has the file. Raises the last source's error if none does."""
     urls = job.options.urls
     names = [file.name, Path(file.name).stem, file.folder or ""]
-    own = next((urls[name] for name in names if name in urls), None)
-    sources = [Source(url=own)] if own else file.sources
+    user_url = next((urls[name] for name in names if name in urls), None)
+    sources = [Source(url=user_url)] if user_url else file.sources
     for number, source in enumerate(sources):
         try:
-            return _from_source(job, file, source, note), source.url
+            return _fetch_from_source(job, file, source, note), source.url
         except (EmptyResultError, BadInputError) as error:
             if number + 1 == len(sources):
                 raise
@@ -233,17 +233,17 @@ def _from_any_source(job: _Job, file: CatalogueFile, note: dict[str, Any]) -> tu
     raise AssertionError  # a file has at least one source
 
 
-def _from_source(job: _Job, file: CatalogueFile, source: Source, note: dict[str, Any]) -> Fetched:
-    fetched = _download(job, file, source, note)
-    is_ours = _archive_of(file) in _read_record(job.out)
+def _fetch_from_source(job: _FetchJob, file: CatalogueFile, source: Source, note: dict[str, Any]) -> Fetched:
+    fetched = _download_archive(job, file, source, note)
+    is_ours = _archive_key(file) in _read_record(job.out)
     try:
-        _check_first_time(fetched, note, source.url)
+        _check_against_first_download(fetched, note, source.url)
         if file.folder is not None:
-            _unpack(job, file, fetched, source.url, note)
+            _unpack_archive(job, file, fetched, source.url, note)
         else:
-            found = {} if is_ours else {"found": True}
-            _write_record(job.out, file.name, {**_described(fetched, source.url), **found})
-            _write_record(job.out, _archive_of(file), None)
+            user_file = {} if is_ours else {"found": True}
+            _write_record(job.out, file.name, {**_record_entry(fetched, source.url), **user_file})
+            _write_record(job.out, _archive_key(file), None)
     except BadInputError:
         if is_ours:  # otherwise every later run would take it for a complete archive
             _delete_archive(job, file)
@@ -253,27 +253,27 @@ def _from_source(job: _Job, file: CatalogueFile, source: Source, note: dict[str,
     return fetched
 
 
-def _delete_archive(job: _Job, file: CatalogueFile) -> None:
+def _delete_archive(job: _FetchJob, file: CatalogueFile) -> None:
     path = job.out / file.name
     with explained(path):
         path.unlink(missing_ok=True)
-    _write_record(job.out, _archive_of(file), None)
+    _write_record(job.out, _archive_key(file), None)
 
 
-def _is_fetched(note: dict[str, Any]) -> bool:
+def _is_own_file(note: dict[str, Any]) -> bool:
     """Whether featkit wrote the file, by its record; a file that existed before it was requested is the user's."""
     return bool(note) and not note.get("found")
 
 
-def _archive_of(file: CatalogueFile) -> str:
+def _archive_key(file: CatalogueFile) -> str:
     """Record key of a downloaded file that is not unpacked yet, or is kept: featkit may delete such a file."""
     return f"archive {file.name}"
 
 
-def _download(job: _Job, file: CatalogueFile, source: Source, note: dict[str, Any]) -> Fetched:
-    remote = _remote(file, source)
+def _download_archive(job: _FetchJob, file: CatalogueFile, source: Source, note: dict[str, Any]) -> Fetched:
+    remote = _remote_file(file, source)
     path = job.out / file.name
-    is_ours = _archive_of(file) in _read_record(job.out) or (_is_fetched(note) and file.folder is None)
+    is_ours = _archive_key(file) in _read_record(job.out) or (_is_own_file(note) and file.folder is None)
     if path.is_file():  # complete, from a run that was interrupted before unpacking
         fetched = digests(path)
         try:
@@ -285,16 +285,16 @@ def _download(job: _Job, file: CatalogueFile, source: Source, note: dict[str, An
             LOGGER.warning("%s: not the file of %s; fetched again", path, source.url)
 
     def record(fetched: Fetched) -> None:
-        _write_record(job.out, _archive_of(file), _described(fetched, source.url))
+        _write_record(job.out, _archive_key(file), _record_entry(fetched, source.url))
 
     return download(remote, job.out, job.download, owned=is_ours, named=record)
 
 
-def _remote(file: CatalogueFile, source: Source) -> RemoteFile:
+def _remote_file(file: CatalogueFile, source: Source) -> RemoteFile:
     return RemoteFile(source.url, file.name, source.md5, source.sha256, source.size)
 
 
-def _given_archive(file: CatalogueFile, archives: Sequence[Path]) -> Path | None:
+def _matching_archive(file: CatalogueFile, archives: Sequence[Path]) -> Path | None:
     names = {file.name} | {source.url.rpartition("/")[2] for source in file.sources}
     for path in archives:
         if path.name in names:
@@ -304,19 +304,19 @@ def _given_archive(file: CatalogueFile, archives: Sequence[Path]) -> Path | None
     return None
 
 
-def _check_given(fetched: Fetched, file: CatalogueFile) -> None:
+def _check_local_file(fetched: Fetched, file: CatalogueFile) -> None:
     """A local file must match one of the sources; a source without a checksum accepts any file."""
     errors = []
     for source in file.sources:
         try:
-            check(fetched, _remote(file, source))
+            check(fetched, _remote_file(file, source))
             return
         except BadInputError as error:
             errors.append(error)
     raise errors[0]
 
 
-def _check_first_time(fetched: Fetched, note: dict[str, Any], source: str) -> None:
+def _check_against_first_download(fetched: Fetched, note: dict[str, Any], source: str) -> None:
     if note and note.get("source") == source and note.get("sha256") != fetched.sha256:
         raise BadInputError(
             f"{fetched.path}: sha256 is {fetched.sha256}, at the first download it was {note['sha256']};"
@@ -324,15 +324,15 @@ def _check_first_time(fetched: Fetched, note: dict[str, Any], source: str) -> No
         )
 
 
-def _copy(job: _Job, file: CatalogueFile, fetched: Fetched, note: dict[str, Any]) -> None:
-    given, target = fetched.path, job.out / file.name
-    described = _described(fetched, str(given))
-    if given.resolve() == target.resolve() or (target.is_file() and digests(target).sha256 == fetched.sha256):
-        _write_record(job.out, file.name, {**described, "found": True})
+def _copy_local_file(job: _FetchJob, file: CatalogueFile, fetched: Fetched, note: dict[str, Any]) -> None:
+    source, target = fetched.path, job.out / file.name
+    entry = _record_entry(fetched, str(source))
+    if source.resolve() == target.resolve() or (target.is_file() and digests(target).sha256 == fetched.sha256):
+        _write_record(job.out, file.name, {**entry, "found": True})
         return
-    with writing(target, owned=_is_fetched(note)) as part, given.open("rb") as content:
+    with writing(target, owned=_is_own_file(note)) as part, source.open("rb") as content:
         shutil.copyfileobj(content, part)
-        _write_record(job.out, file.name, described)  # recorded as featkit's before it gets its name
+        _write_record(job.out, file.name, entry)  # recorded as featkit's before it gets its name
 
 
 def _read_record(out: Path) -> dict[str, dict[str, Any]]:

@@ -65,27 +65,27 @@ def fetch_weights(
     EmptyResultError if the server cannot be reached, BadInputError for files that are not the authors' or not of this
     network, NotWritableError.
     """
-    row, path = _pinned(name, sha256 or {}), cached_file(name)
-    given = _given(row, archives)
+    row, path = _row_with_checksums(name, sha256 or {}), cached_file(name)
+    local_files = _user_files(row, archives)
     if unknown := [file for file in urls or {} if file not in {one.name for one in row.files}]:
         raise UsageError(f"--url {unknown[0]}: {name} has the files {', '.join(file.name for file in row.files)}")
-    if path.is_file() and not overwrite and not archives and _is_whole(name):
+    if path.is_file() and not overwrite and not archives and _is_usable(name):
         return FetchedWeights(path, {}, {}, was_there=True)
-    given = _packaged(name, row) | given
-    missing = [file for file in row.files if file.name not in given]
+    local_files = _files_in_packages(name, row) | local_files
+    missing = [file for file in row.files if file.name not in local_files]
     _refuse_unpinned(name, missing)
     config = config or DownloadConfig(max_bytes=LARGEST)
     addresses = {file.name: (urls or {}).get(file.name, file.url) for file in missing}
-    downloads = {file.name: _downloaded(name, file, addresses[file.name], config) for file in missing}
-    files = {file.name: (given | downloads)[file.name] for file in row.files}
-    digests = _convert(name, row, list(files.values()), path)
+    downloads = {file.name: _download_file(name, file, addresses[file.name], config) for file in missing}
+    files = {file.name: (local_files | downloads)[file.name] for file in row.files}
+    digests = _convert_to_safetensors(name, row, list(files.values()), path)
     for download_path in downloads.values():
         download_path.unlink(missing_ok=True)  # its tensors are in the cache
-    sources = {file: addresses.get(file, str(found)) for file, found in files.items()}
+    sources = {file: addresses.get(file, str(location)) for file, location in files.items()}
     return FetchedWeights(path, dict(zip(files, digests, strict=True)), sources)
 
 
-def _given(row: PublishedNetwork, archives: Sequence[Path]) -> dict[str, Path]:
+def _user_files(row: PublishedNetwork, archives: Sequence[Path]) -> dict[str, Path]:
     """The user's files by the authors' file names. If the network has only one file, that may have any name."""
     if len(row.files) == 1 and len(archives) == 1:
         named = {row.files[0].name: archives[0]}
@@ -100,12 +100,12 @@ def _given(row: PublishedNetwork, archives: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _packaged(name: str, row: PublishedNetwork) -> dict[str, Path]:
+def _files_in_packages(name: str, row: PublishedNetwork) -> dict[str, Path]:
     packaged = packaged_files(name)
     return {} if packaged is None else {file.name: path for file, path in zip(row.files, packaged, strict=True)}
 
 
-def _is_whole(name: str) -> bool:
+def _is_usable(name: str) -> bool:
     try:
         load_published(name)
     except BadInputError as error:
@@ -114,7 +114,7 @@ def _is_whole(name: str) -> bool:
     return True
 
 
-def _pinned(name: str, sha256: Mapping[str, str]) -> PublishedNetwork:
+def _row_with_checksums(name: str, sha256: Mapping[str, str]) -> PublishedNetwork:
     """The catalogue row, with the user's checksums for files that have none there."""
     row = published_network(name)
     known = {file.name: file for file in row.files}
@@ -137,21 +137,21 @@ def _refuse_unpinned(name: str, files: list[AuthorsFile]) -> None:
         )
 
 
-def _downloaded(name: str, file: AuthorsFile, url: str, config: DownloadConfig) -> Path:
+def _download_file(name: str, file: AuthorsFile, url: str, config: DownloadConfig) -> Path:
     folder = cache_folder() / DOWNLOADS / name
-    there = folder / file.name
-    if there.is_file():  # a run was interrupted after the download
+    file_path = folder / file.name
+    if file_path.is_file():  # a run was interrupted after the download
         try:
-            check_sha256(there, file)
-            return there
+            check_sha256(file_path, file)
+            return file_path
         except BadInputError:
             pass
-        there.unlink()
+        file_path.unlink()
     remote = RemoteFile(url, file.name, sha256=file.sha256, size=file.size)
     return download(remote, folder, config).path
 
 
-def _convert(name: str, row: PublishedNetwork, paths: list[Path], out: Path) -> list[str]:
+def _convert_to_safetensors(name: str, row: PublishedNetwork, paths: list[Path], out: Path) -> list[str]:
     """Write the authors' tensors, which must be exactly the network's, as one file. Returns the files' sha256."""
     for path, file in zip(paths, row.files, strict=True):
         check_sha256(path, file)

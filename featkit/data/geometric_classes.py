@@ -18,7 +18,7 @@ from pydantic import Field
 
 from featkit.core.config import Config, Count, Factor, Pixels, PositiveShare, Share
 from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Predictions, members_in_image
-from featkit.data.patch_frames import FrameJitter, Frames, corners, jittered, whole_classes, within
+from featkit.data.patch_frames import FrameJitter, Frames, corners, draw_complete_classes, jittered, within
 from featkit.data.scene_classes import depths_at, separate
 from featkit.data.tracks import SceneTracks
 
@@ -86,24 +86,28 @@ def geometric_frames(
     max_patches: limit, reached by drawing complete classes at random.
     """
     seeds = draw_seeds(tracks, detections, config, generator)
-    expected = [_expected(tracks, seeds, image, config, magnification) for image in range(len(detections))]
+    expected = [_predict_seeds(tracks, seeds, image, config, magnification) for image in range(len(detections))]
     views = np.bincount(np.concatenate([part.keypoints for part in expected]), minlength=len(seeds))
     order = generator.permutation(len(views)) + 1
     kept = separate(expected, np.where(views >= config.min_patches, order, 0), classes)
     projected = kept & (generator.random(len(kept)) < config.projected_share)
     frames, counts = [], {"seeds": len(kept), "seeds_kept": int(kept.sum())}
-    for image, (predicted, found) in enumerate(zip(expected, detections, strict=True)):
-        at_projection = _at_projections(predicted.select(projected[predicted.keypoints]), image)
+    for image, (predicted, image_detections) in enumerate(zip(expected, detections, strict=True)):
+        at_projection = _frames_at_projections(predicted.select(projected[predicted.keypoints]), image)
         frames.append(jittered(at_projection, jitter, magnification, generator))
-        wanted = predicted.select((kept & ~projected)[predicted.keypoints])
-        share = np.full(len(wanted.keypoints), config.detection_share)
-        rows, which = members_in_image(wanted, share, found, classes)
+        at_detections = predicted.select((kept & ~projected)[predicted.keypoints])
+        share = np.full(len(at_detections.keypoints), config.detection_share)
+        rows, which = members_in_image(at_detections, share, image_detections, classes)
         images = np.full(len(rows), image)
-        frames.append(Frames(rows, images, found.xy[which], found.scales[which], found.oris[which]))
+        frames.append(
+            Frames(
+                rows, images, image_detections.xy[which], image_detections.scales[which], image_detections.oris[which]
+            )
+        )
     joined = Frames.joined(frames)
     sizes = np.bincount(joined.classes, minlength=len(kept))
     large = sizes >= config.min_patches
-    large &= whole_classes(np.where(large, sizes, 0), max_patches, generator)
+    large &= draw_complete_classes(np.where(large, sizes, 0), max_patches, generator)
     counts |= {
         "classes": int(large.sum()),
         "classes_projected": int((large & projected).sum()),
@@ -118,25 +122,25 @@ def draw_seeds(
 ) -> Seeds:
     """Random detections with a known depth, from every image."""
     parts = []
-    for image, found in enumerate(detections):
+    for image, image_detections in enumerate(detections):
         views = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
-        known = depths_at(tracks.image_sizes[image], views, found.xy, config.depth)
-        some = np.sort(generator.permutation(len(known.rows))[: config.seeds_per_image])
-        rows, depths, slopes = known.rows[some], known.depths[some], known.slopes[some]
-        points = tracks.back_projected(image, found.xy[rows], depths)
+        known = depths_at(tracks.image_sizes[image], views, image_detections.xy, config.depth)
+        drawn = np.sort(generator.permutation(len(known.rows))[: config.seeds_per_image])
+        rows, depths, slopes = known.rows[drawn], known.depths[drawn], known.slopes[drawn]
+        points = tracks.back_projected(image, image_detections.xy[rows], depths)
         tangents = []
         for axis in np.eye(2):
             nearby = 1.0 / (1.0 / depths + TANGENT_PX * slopes @ axis)
-            step = tracks.back_projected(image, found.xy[rows] + TANGENT_PX * axis, nearby) - points
+            step = tracks.back_projected(image, image_detections.xy[rows] + TANGENT_PX * axis, nearby) - points
             tangents.append(step / TANGENT_PX)
-        own = tracks.views_of(image, points)
+        own_views = tracks.views_of(image, points)
         images, surface = np.full(len(rows), image), np.stack(tangents, axis=2)
-        scales, oris = found.scales[rows], found.oris[rows]
-        parts.append(Seeds(images, points, surface, own.jacobian, scales, oris, own.directions))
+        scales, oris = image_detections.scales[rows], image_detections.oris[rows]
+        parts.append(Seeds(images, points, surface, own_views.jacobian, scales, oris, own_views.directions))
     return Seeds(*(np.concatenate([getattr(part, name) for part in parts]) for name in Seeds.__dataclass_fields__))
 
 
-def _expected(
+def _predict_seeds(
     tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig, magnification: float
 ) -> Predictions:
     """The seeds whose complete patch an image should show, with size and direction predicted from the surface."""
@@ -148,30 +152,30 @@ def _expected(
     along = (affine @ np.stack([np.cos(oris), np.sin(oris)], axis=1)[:, :, None])[:, :, 0]
     scales = seeds.scales[chosen] * np.sqrt(np.maximum(area, 0))  # 0 for a surface that faces away
     shown = Frames(chosen, np.full(len(chosen), image), views.xy, scales, np.arctan2(along[:, 1], along[:, 0]))
-    whole = within(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
-    shown = shown.select(np.flatnonzero(whole & (shown.scales >= config.min_scale_px)))
+    complete = within(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
+    shown = shown.select(np.flatnonzero(complete & (shown.scales >= config.min_scale_px)))
     return Predictions(shown.classes, shown.xy, np.log2(shown.scales), shown.oris)
 
 
 def visible_seeds(tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig) -> Bool[np.ndarray, " s"]:
     """Which seeds an image should show: its own, and those whose depth agrees with the points seen around them."""
     views = tracks.views_of(image, seeds.points)
-    like = (views.directions * seeds.rays).sum(axis=1) >= np.cos(np.radians(config.max_view_angle_deg))
+    similar_direction = (views.directions * seeds.rays).sum(axis=1) >= np.cos(np.radians(config.max_view_angle_deg))
     size = tracks.image_sizes[image]
     with np.errstate(invalid="ignore"):
         within = ((views.xy >= 0) & (views.xy <= size - 1)).all(axis=1)
-    asked = np.flatnonzero(like & within & (seeds.images != image))
+    candidates = np.flatnonzero(similar_direction & within & (seeds.images != image))
     around = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
-    known = depths_at(size, around, views.xy[asked], config.depth)
-    there = asked[known.rows]
-    agrees = np.abs(views.depth[there] / known.depths - 1) <= config.depth_tolerance
-    offset = tracks.back_projected(image, views.xy[there], known.depths) - seeds.points[there]
-    shift = np.linalg.norm((seeds.jacobians[there] @ offset[:, :, None])[:, :, 0], axis=1)
+    known = depths_at(size, around, views.xy[candidates], config.depth)
+    known_rows = candidates[known.rows]
+    agrees = np.abs(views.depth[known_rows] / known.depths - 1) <= config.depth_tolerance
+    offset = tracks.back_projected(image, views.xy[known_rows], known.depths) - seeds.points[known_rows]
+    shift = np.linalg.norm((seeds.jacobians[known_rows] @ offset[:, :, None])[:, :, 0], axis=1)
     visible = seeds.images == image
-    visible[there[agrees & (shift <= config.surface_sigmas * seeds.scales[there])]] = True
+    visible[known_rows[agrees & (shift <= config.surface_sigmas * seeds.scales[known_rows])]] = True
     return visible
 
 
-def _at_projections(predicted: Predictions, image: int) -> Frames:
+def _frames_at_projections(predicted: Predictions, image: int) -> Frames:
     count = len(predicted.keypoints)
     return Frames(predicted.keypoints, np.full(count, image), predicted.xy, 2.0**predicted.log_scales, predicted.angles)

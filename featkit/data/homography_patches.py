@@ -21,9 +21,9 @@ from featkit.data.patch_frames import (
     Frames,
     corners,
     detected,
+    draw_complete_classes,
     in_pixels,
     jittered,
-    whole_classes,
     within,
 )
 from featkit.data.scene_classes import separate
@@ -95,7 +95,7 @@ class HomographyViews:
     def render(self, number: int) -> DecodedImage:
         """A view in grey."""
         photograph = self.photographs.folder / self.photographs.names[number // self.config.views]
-        pixels = decode(photograph, _decoding(self.config), colour=True).pixels
+        pixels = decode(photograph, _decode_config(self.config), colour=True).pixels
         size = pixels.shape[1], pixels.shape[0]
         shown, _ = warp(pixels, self.homographies[number], size)
         shown = relit(shown, self.config.light, np.random.default_rng([*self.seed, 1, number]))
@@ -128,21 +128,21 @@ def homography_frames(
     """
     generator = np.random.default_rng([*seed, 0])
     homographies, parts, first = [], [], 0
-    found = detected(
+    detections_by_photograph = detected(
         detector, photographs.folder, photographs.names, photographs.name, generator, workers, config.max_side
     )
-    for number, (_, detections) in enumerate(found):
-        image = decode(inside(photographs.folder, photographs.names[number]), _decoding(config))
-        seeds = _seeds(image, detections, config, classes, magnification, generator)
+    for number, (_, detections) in enumerate(detections_by_photograph):
+        image = decode(inside(photographs.folder, photographs.names[number]), _decode_config(config))
+        seeds = _draw_seeds(image, detections, config, classes, magnification, generator)
         for view in range(config.views):
             homography = draw_view(config.view, image.size, generator)
             homographies.append(homography)
             shown = moved(seeds, homography, number * config.views + view, first)
-            shown = shown.select(_shown_whole(shown, homography, image.size, magnification, config))
+            shown = shown.select(_completely_visible(shown, homography, image.size, magnification, config))
             parts.append(jittered(shown, jitter, magnification, generator))
         first += len(seeds)
     frames = Frames.joined(parts).without_small(config.min_patches)
-    frames = frames.of_classes(whole_classes(frames.sizes(), max_patches, generator))
+    frames = frames.of_classes(draw_complete_classes(frames.sizes(), max_patches, generator))
     counts = {
         "photographs": len(photographs.names),
         "views": len(homographies),
@@ -152,26 +152,26 @@ def homography_frames(
     return HomographyViews(photographs, config, np.stack(homographies), seed), frames, counts
 
 
-def _decoding(config: HomographiesConfig) -> DecodeConfig:
+def _decode_config(config: HomographiesConfig) -> DecodeConfig:
     return DecodeConfig(resize_max=config.max_side)
 
 
-def _seeds(
+def _draw_seeds(
     image: DecodedImage,
-    found: Detections,
+    detections: Detections,
     config: HomographiesConfig,
     classes: ClassesConfig,
     magnification: float,
     generator: np.random.Generator,
 ) -> Detections:
     """Random keypoints of a photograph, in its reduced, upright pixels, without ambiguous ones."""
-    here = Detections(*in_pixels(image, found.xy, found.scales, found.oris))
-    whole = np.flatnonzero(within(corners(here, magnification), image.size))
-    some = generator.permutation(whole)[: config.keypoints]
-    here = Detections(here.xy[some], here.scales[some], here.oris[some])
-    seen = Predictions(np.arange(len(some)), here.xy, np.log2(here.scales), here.oris)
-    kept = separate([seen], np.arange(len(some), 0, -1), classes)
-    return Detections(here.xy[kept], here.scales[kept], here.oris[kept])
+    upright = Detections(*in_pixels(image, detections.xy, detections.scales, detections.oris))
+    complete = np.flatnonzero(within(corners(upright, magnification), image.size))
+    drawn = generator.permutation(complete)[: config.keypoints]
+    upright = Detections(upright.xy[drawn], upright.scales[drawn], upright.oris[drawn])
+    predictions = Predictions(np.arange(len(drawn)), upright.xy, np.log2(upright.scales), upright.oris)
+    kept = separate([predictions], np.arange(len(drawn), 0, -1), classes)
+    return Detections(upright.xy[kept], upright.scales[kept], upright.oris[kept])
 
 
 def moved(seeds: Detections, homography: Float[np.ndarray, "3 3"], image: int, first: int) -> Frames:
@@ -184,7 +184,7 @@ def moved(seeds: Detections, homography: Float[np.ndarray, "3 3"], image: int, f
     return Frames(classes, np.full(len(seeds), image), xy, scales, np.arctan2(along[:, 1], along[:, 0]))
 
 
-def _shown_whole(
+def _completely_visible(
     shown: Frames,
     homography: Float[np.ndarray, "3 3"],
     size: tuple[int, int],
@@ -192,6 +192,6 @@ def _shown_whole(
     config: HomographiesConfig,
 ) -> np.ndarray:
     """Patches that are inside the view and, mapped back, inside the photograph."""
-    there = corners(shown, magnification)
-    back = apply_homography(np.linalg.inv(homography), there.reshape(-1, 2)).reshape(-1, 4, 2)
-    return within(there, size) & within(back, size) & (shown.scales >= config.min_scale_px)
+    in_view = corners(shown, magnification)
+    in_photograph = apply_homography(np.linalg.inv(homography), in_view.reshape(-1, 2)).reshape(-1, 4, 2)
+    return within(in_view, size) & within(in_photograph, size) & (shown.scales >= config.min_scale_px)

@@ -68,7 +68,7 @@ def read_hpatches(root: Path) -> HPatches:
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[:2] in {"i_", "v_"})
     if not names:
         raise BadInputError(f"{root}: no folder i_* or v_* in it; name the folder {RELEASE}")
-    return HPatches(root, {name: _count(root / name / "ref.png") for name in names})
+    return HPatches(root, {name: _point_count(root / name / "ref.png") for name in names})
 
 
 def is_hpatches(folder: Path) -> bool:
@@ -76,7 +76,7 @@ def is_hpatches(folder: Path) -> bool:
     return (folder / RELEASE).is_dir() or any(folder.glob("[iv]_*/ref.png"))
 
 
-def _count(path: Path) -> int:
+def _point_count(path: Path) -> int:
     """Number of points of a sequence, from the image size in the PNG header."""
     try:
         with path.open("rb") as file:
@@ -104,17 +104,17 @@ def read_split(data: HPatches, split: str, path: Path | None = None) -> dict[str
         raise BadInputError(
             f"{data.root}: no splits.json near it; copy it there (`featkit data fetch hpatches`), or take split full"
         )
-    known = _splits_of(path)
-    if split not in known and split != "full":
-        raise UsageError(f"split {split!r}: {path} has {', '.join(known)}")
-    chosen = known.get(split, {"test": data.sequences})
-    found = {part: tuple(chosen.get(part, ())) for part in ("train", "test")}
-    missing = [name for names in found.values() for name in names if name not in data.counts]
+    splits = _read_splits(path)
+    if split not in splits and split != "full":
+        raise UsageError(f"split {split!r}: {path} has {', '.join(splits)}")
+    chosen = splits.get(split, {"test": data.sequences})
+    members = {part: tuple(chosen.get(part, ())) for part in ("train", "test")}
+    missing = [name for names in members.values() for name in names if name not in data.counts]
     if missing:
         raise BadInputError(
             f"{data.root}: sequence {missing[0]} is not there ({len(missing)} of the split are missing)"
         )
-    return found
+    return members
 
 
 def find_splits(root: Path) -> Path | None:
@@ -126,16 +126,16 @@ def find_splits(root: Path) -> Path | None:
     return None
 
 
-def _splits_of(path: Path) -> dict[str, dict[str, list[str]]]:
+def _read_splits(path: Path) -> dict[str, dict[str, list[str]]]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        splits = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: cannot be read as json ({error})") from None
-    if not isinstance(known, dict) or not all(
-        isinstance(v, dict) and isinstance(v.get("test"), list) for v in known.values()
+    if not isinstance(splits, dict) or not all(
+        isinstance(v, dict) and isinstance(v.get("test"), list) for v in splits.values()
     ):
         raise BadInputError(f'{path}: not a file of splits: {{"a": {{"train": [...], "test": [...]}}, ...}}')
-    return known
+    return splits
 
 
 def hpatches_patch_set(data: HPatches, sequences: Sequence[str], name: str = "hpatches") -> PatchSet:
@@ -151,10 +151,10 @@ def hpatches_patch_set(data: HPatches, sequences: Sequence[str], name: str = "hp
     end = first = 0
     for number, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
         for kind in KINDS:
-            part = slice(end, end + count)
-            patches[part] = data.patches(sequence, kind)
-            classes[part] = np.arange(first, first + count)
-            scenes[part] = number
+            rows = slice(end, end + count)
+            patches[rows] = data.patches(sequence, kind)
+            classes[rows] = np.arange(first, first + count)
+            scenes[rows] = number
             end += count
         first += count
     return PatchSet(name, patches, classes, scenes, tuple(sequences))
@@ -197,22 +197,22 @@ def read_rome(folder: Path, part: Part) -> RomePatches:
     for needed in (path, labels_path):
         if not needed.is_file():
             raise BadInputError(f"{needed}: no such file; get it with `featkit data fetch rome --out {folder}`")
-    named = read_matlab(labels_path)
-    queries, others = (_array(labels_path, named, name).reshape(-1) for name in ("labels_gt", "labels"))
+    label_arrays = read_matlab(labels_path)
+    queries, others = (_named_array(labels_path, label_arrays, name).reshape(-1) for name in ("labels_gt", "labels"))
     labels = np.concatenate([queries, others]).astype(np.int64)
-    patches = _grey(path, _array(path, read_matlab(path), "patches"), len(labels))
+    patches = _to_grey(path, _named_array(path, read_matlab(path), "patches"), len(labels))
     if not np.isin(queries, others).all():
         raise BadInputError(f"{labels_path}: a query has no patch of its own group to find; fetch it again")
     return RomePatches(patches, labels, len(queries))
 
 
-def _array(path: Path, named: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in named:
-        raise BadInputError(f"{path}: no array {name!r} in it (there are: {', '.join(named) or 'none'})")
-    return named[name]
+def _named_array(path: Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in arrays:
+        raise BadInputError(f"{path}: no array {name!r} in it (there are: {', '.join(arrays) or 'none'})")
+    return arrays[name]
 
 
-def _grey(path: Path, patches: np.ndarray, count: int) -> UInt8[np.ndarray, "n s s"]:
+def _to_grey(path: Path, patches: np.ndarray, count: int) -> UInt8[np.ndarray, "n s s"]:
     """Patches with axes in any order, grey or RGB, as (n, height, width)."""
     shape = patches.shape
     if count not in shape:
@@ -225,9 +225,9 @@ def _grey(path: Path, patches: np.ndarray, count: int) -> UInt8[np.ndarray, "n s
     side = round((ordered[0].size / channels) ** 0.5)
     if ordered.shape[1:] not in {(side, side), (side, side, 3), (side * side,), (side * side, 3)}:
         raise BadInputError(f"{path}: patches of shape {shape}; they are not square, grey or RGB")
-    whole = ordered.astype(np.float64)
-    whole = whole * (255 if whole.max(initial=0) <= 1 else 1)
-    values = np.round(whole).clip(0, 255).astype(np.uint8)
+    scaled = ordered.astype(np.float64)
+    scaled = scaled * (255 if scaled.max(initial=0) <= 1 else 1)
+    values = np.round(scaled).clip(0, 255).astype(np.uint8)
     if not colour:
         return np.ascontiguousarray(values.reshape(count, side, side))
     pixels = np.ascontiguousarray(values.reshape(count * side, side, 3))
@@ -260,41 +260,43 @@ def read_matlab(path: Path) -> dict[str, np.ndarray]:
     if order is None:
         raise BadInputError(f"{path}: not a MATLAB file; fetch it again")
     try:
-        found = [
-            _matrix(data, order) for kind, data in _elements(memoryview(content)[HEADER:], order) if kind == MATRIX
+        matrices = [
+            _parse_matrix(data, order)
+            for kind, data in _iterate_elements(memoryview(content)[HEADER:], order)
+            if kind == MATRIX
         ]
     except (zlib.error, ValueError, IndexError, KeyError) as error:
         raise BadInputError(f"{path}: broken ({error}); fetch it again") from None
-    return dict(item for item in found if item is not None)
+    return dict(matrix for matrix in matrices if matrix is not None)
 
 
-def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+def _iterate_elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     """Iterate over the elements as (type, bytes), decompressed."""
-    place = 0
-    while place + 8 <= len(data):
-        word = int(np.frombuffer(data[place : place + 4], f"{order}u4")[0])
+    offset = 0
+    while offset + 8 <= len(data):
+        word = int(np.frombuffer(data[offset : offset + 4], f"{order}u4")[0])
         if word >> 16:  # small: length and type in one word, then up to 4 bytes
-            kind, size, start, step = word & 0xFFFF, word >> 16, place + 4, 8
+            kind, size, start, step = word & 0xFFFF, word >> 16, offset + 4, 8
         else:
-            kind, size = word, int(np.frombuffer(data[place + 4 : place + 8], f"{order}u4")[0])
-            start, step = place + 8, 8 + size + (-size % 8 if kind != COMPRESSED else 0)
+            kind, size = word, int(np.frombuffer(data[offset + 4 : offset + 8], f"{order}u4")[0])
+            start, step = offset + 8, 8 + size + (-size % 8 if kind != COMPRESSED else 0)
         if start + size > len(data):
             raise ValueError("cut off")
-        inner = data[start : start + size]
+        content = data[start : start + size]
         if kind == COMPRESSED:
             unpacker = zlib.decompressobj()
-            plain = unpacker.decompress(inner, MAX_BYTES)
+            decompressed = unpacker.decompress(content, MAX_BYTES)
             if not unpacker.eof:
                 raise ValueError("a compressed element is cut off, or too large")
-            yield from _elements(memoryview(plain), order)
+            yield from _iterate_elements(memoryview(decompressed), order)
         else:
-            yield kind, inner
-        place += step
+            yield kind, content
+        offset += step
 
 
-def _matrix(data: memoryview, order: str) -> tuple[str, np.ndarray] | None:
+def _parse_matrix(data: memoryview, order: str) -> tuple[str, np.ndarray] | None:
     """Name and values; None if the element is not an array of real numbers."""
-    parts = list(_elements(data, order))
+    parts = list(_iterate_elements(data, order))
     flags = int(np.frombuffer(parts[0][1][:4], f"{order}u4")[0])
     if flags & 0xFF not in NUMERIC or flags & 0x0800:  # a struct or string; complex numbers
         return None

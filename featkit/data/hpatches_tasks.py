@@ -68,14 +68,14 @@ class HPatchesTasks:
 
     def sequences(self) -> set[str]:
         """Names of all sequences that occur."""
-        found = set()
+        used = set()
         for pairs in (self.positive, self.intra, self.inter):
             if pairs is not None:
-                found |= {pairs.names[number] for number in np.unique(pairs.rows[:, [0, 3]])}
+                used |= {pairs.names[number] for number in np.unique(pairs.rows[:, [0, 3]])}
         for points in (self.queries, self.distractors):
             if points is not None:
-                found |= {points.names[number] for number in np.unique(points.rows[:, 0])}
-        return found
+                used |= {points.names[number] for number in np.unique(points.rows[:, 0])}
+        return used
 
 
 def read_tasks(folder: Path, split: str, data: HPatches) -> HPatchesTasks | None:
@@ -83,16 +83,16 @@ def read_tasks(folder: Path, split: str, data: HPatches) -> HPatchesTasks | None
 
     Raises BadInputError for rows that refer to patches missing from the data.
     """
-    found: dict[str, Pairs | Points | None] = {}
+    tables: dict[str, Pairs | Points | None] = {}
     for name, stem in {**PAIR_FILES, "queries": "retr_queries", "distractors": "retr_distractors"}.items():
         path = folder / f"{stem}_split-{split}.csv"
         if not path.is_file():
-            found[name] = None
+            tables[name] = None
         elif name in PAIR_FILES:
-            found[name] = Pairs(_read_csv(path, PAIR_COLUMNS, data), data.sequences)
+            tables[name] = Pairs(_read_csv(path, PAIR_COLUMNS, data), data.sequences)
         else:
-            found[name] = Points(_read_csv(path, PATCH_COLUMNS, data), data.sequences)
-    return HPatchesTasks(str(folder), **found) if any(found.values()) else None  # type: ignore[arg-type]
+            tables[name] = Points(_read_csv(path, PATCH_COLUMNS, data), data.sequences)
+    return HPatchesTasks(str(folder), **tables) if any(tables.values()) else None  # type: ignore[arg-type]
 
 
 def find_or_draw(
@@ -109,20 +109,20 @@ def find_or_draw(
     """
     near = [folder] if folder else [data.root, data.root / "tasks", data.root.parent / "tasks"]
     near += [] if folder else [data.root.parent / "hpatches-benchmark" / "tasks"]
-    found = next((tasks for place in near if place.is_dir() and (tasks := read_tasks(place, split, data))), None)
-    if found is None and folder is not None:
+    official = next((tasks for place in near if place.is_dir() and (tasks := read_tasks(place, split, data))), None)
+    if official is None and folder is not None:
         raise BadInputError(f"{folder}: no task file of split {split} in it, as verif_pos_split-{split}.csv")
-    verification = found is not None and None not in (found.positive, found.intra, found.inter)
-    retrieval = found is not None and None not in (found.queries, found.distractors)
-    if found is not None and verification and retrieval:
-        return found
+    verification = official is not None and None not in (official.positive, official.intra, official.inter)
+    retrieval = official is not None and None not in (official.queries, official.distractors)
+    if official is not None and verification and retrieval:
+        return official
     drawn = draw_tasks(data, sequences, config, generator)
-    if found is not None and verification:
-        source = f"verification from {found.source}, retrieval {drawn.source}"
-        return replace(found, queries=drawn.queries, distractors=drawn.distractors, source=source)
-    if found is not None and retrieval:
-        source = f"retrieval from {found.source}, verification {drawn.source}"
-        return replace(drawn, queries=found.queries, distractors=found.distractors, source=source)
+    if official is not None and verification:
+        source = f"verification from {official.source}, retrieval {drawn.source}"
+        return replace(official, queries=drawn.queries, distractors=drawn.distractors, source=source)
+    if official is not None and retrieval:
+        source = f"retrieval from {official.source}, verification {drawn.source}"
+        return replace(drawn, queries=official.queries, distractors=official.distractors, source=source)
     return drawn
 
 

@@ -95,35 +95,35 @@ def write_image_pack(config: ImagePackConfig, folders: Sequence[Path], out: Path
     NotWritableError.
     """
     names = [folder.resolve().name for folder in folders]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two of the folders are named {twice!r}; rename one")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"two of the folders are named {duplicate!r}; rename one")
     if out.is_dir():
         raise BadInputError(f"{out}: is a folder; name a file, such as {out / 'photographs.zip'}")
     refuse_foreign(out)
     generator = np.random.default_rng(seed)
-    sources = [_source(folder, generator) for folder in folders]
-    room = most = config.max_mb * 1e6
+    sources = [_prepare_source(folder, generator) for folder in folders]
+    budget = limit = config.max_mb * 1e6
     with writing(out) as file:
         part = Path(file.name)
         while True:
-            manifest = _write(config, sources, room, part, seed)
+            manifest = _write_zip(config, sources, budget, part, seed)
             size = part.stat().st_size
-            if size <= most:
+            if size <= limit:
                 break
-            room *= 0.99 * most / size
+            budget *= 0.99 * limit / size
     return manifest
 
 
-def _source(folder: Path, generator: np.random.Generator) -> _Source:
+def _prepare_source(folder: Path, generator: np.random.Generator) -> _Source:
     licence = folder / LICENCE
-    said = licence.read_text(encoding="utf-8", errors="replace").strip() if licence.is_file() else "not stated"
+    licence_text = licence.read_text(encoding="utf-8", errors="replace").strip() if licence.is_file() else "not stated"
     name, kind = folder.resolve().name, kind_of(folder)
     if kind == "photographs":
         files = photographs(folder)
         groups = [(int(i),) for i in generator.permutation(len(files))]
         names = tuple(name_of(file) for _, file in files)
-        return _Source(name, kind, names, lambda i: files[i][0].upright_pixels(files[i][1]), groups, None, said)
+        return _Source(name, kind, names, lambda i: files[i][0].upright_pixels(files[i][1]), groups, None, licence_text)
     pairs = read_posed_pairs(folder, EVERY_PAIR)
     first = np.cumsum([0, *(len(scene.image_names) for scene in pairs.scenes)])
     places = [(number, image) for number, scene in enumerate(pairs.scenes) for image in range(len(scene.image_names))]
@@ -131,12 +131,14 @@ def _source(folder: Path, generator: np.random.Generator) -> _Source:
         f"{scene.name}/{ALIGNED}/{IMAGES}/{name_of(image)}" for scene in pairs.scenes for image in scene.image_names
     )
     order = pairs.pairs[generator.permutation(len(pairs))]
-    both: list[tuple[int, ...]] = [(int(first[scene] + a), int(first[scene] + b)) for scene, a, b in order]
-    return _Source(name, kind, names, lambda i: pairs.pixels(*places[i]), both, pairs, said)
+    groups_of_two: list[tuple[int, ...]] = [(int(first[scene] + a), int(first[scene] + b)) for scene, a, b in order]
+    return _Source(name, kind, names, lambda i: pairs.pixels(*places[i]), groups_of_two, pairs, licence_text)
 
 
-def _write(config: ImagePackConfig, sources: Sequence[_Source], room: float, part: Path, seed: int) -> dict[str, Any]:
-    sizes = [_estimate(config, source) for source in sources]
+def _write_zip(
+    config: ImagePackConfig, sources: Sequence[_Source], budget: float, part: Path, seed: int
+) -> dict[str, Any]:
+    sizes = [_estimate_packed_size(config, source) for source in sources]
     sets: dict[str, Any] = {}
     with (
         zipfile.ZipFile(part, "w") as archive,
@@ -146,9 +148,9 @@ def _write(config: ImagePackConfig, sources: Sequence[_Source], room: float, par
             np.argsort(sizes, kind="stable")
         ):  # small folders first: the space they leave is shared by the others
             source = sources[number]
-            kept, used = _taken(config, source, room / (len(sources) - done), advance)
-            room -= used
-            sets[source.name] = _add(archive, source, kept)
+            encoded, used = _encode_share(config, source, budget / (len(sources) - done), advance)
+            budget -= used
+            sets[source.name] = _add_folder(archive, source, encoded)
         manifest = {
             "format": FORMAT,
             "kind": IMAGES_KIND,
@@ -157,62 +159,67 @@ def _write(config: ImagePackConfig, sources: Sequence[_Source], room: float, par
             "settings": config.result_fields(),
             "sets": {source.name: sets[source.name] for source in sources},
         }
-        _deflate(archive, MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        _add_text(archive, MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 
-def _estimate(config: ImagePackConfig, source: _Source) -> float:
+def _estimate_packed_size(config: ImagePackConfig, source: _Source) -> float:
     """Estimated packed size of a complete folder, bytes, from a sample of its photographs."""
-    some = sorted({image for group in source.groups[:SAMPLE] for image in group})[:SAMPLE]
+    sample = sorted({image for group in source.groups[:SAMPLE] for image in group})[:SAMPLE]
     return len(source.names) * (
-        ENTRY_BYTES + sum(len(_encoded(config, source, image)[0]) for image in some) / len(some)
+        ENTRY_BYTES + sum(len(_encode_photograph(config, source, image)[0]) for image in sample) / len(sample)
     )
 
 
-def _taken(
+def _encode_share(
     config: ImagePackConfig, source: _Source, share: float, advance: Advance
 ) -> tuple[dict[int, tuple[bytes, tuple[int, int]]], float]:
     """The JPEGs and image sizes of as many photographs as fit into `share` bytes, and the bytes used."""
-    kept: dict[int, tuple[bytes, tuple[int, int]]] = {}
+    encoded: dict[int, tuple[bytes, tuple[int, int]]] = {}
     used = 0.0
     for group in source.groups:
-        new = {image: _encoded(config, source, image) for image in group if image not in kept}
-        more = sum(len(data) + ENTRY_BYTES for data, _ in new.values())
-        if used + more > share:
+        group_encoded = {image: _encode_photograph(config, source, image) for image in group if image not in encoded}
+        group_bytes = sum(len(data) + ENTRY_BYTES for data, _ in group_encoded.values())
+        if used + group_bytes > share:
             break
-        kept.update(new)
-        used += more
-        advance(len(new))
-    if not kept:
+        encoded.update(group_encoded)
+        used += group_bytes
+        advance(len(group_encoded))
+    if not encoded:
         raise EmptyResultError(
             f"{config.max_mb:g} MB is too little for the photographs of {source.name}; allow more with --max-mb"
         )
-    return kept, used
+    return encoded, used
 
 
-def _encoded(config: ImagePackConfig, source: _Source, image: int) -> tuple[bytes, tuple[int, int]]:
+def _encode_photograph(config: ImagePackConfig, source: _Source, image: int) -> tuple[bytes, tuple[int, int]]:
     """The JPEG and the reduced size (width, height)."""
     pixels = cv2.cvtColor(reduced(source.load(image), config.max_side), cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, config.quality])[1]
     return encoded.tobytes(), (pixels.shape[1], pixels.shape[0])
 
 
-def _add(archive: zipfile.ZipFile, source: _Source, kept: dict[int, tuple[bytes, tuple[int, int]]]) -> dict[str, Any]:
+def _add_folder(
+    archive: zipfile.ZipFile, source: _Source, encoded: dict[int, tuple[bytes, tuple[int, int]]]
+) -> dict[str, Any]:
     """Write a folder's photographs, cameras and pairs; returns its manifest entry."""
-    for image in sorted(kept):
+    for image in sorted(encoded):
         name = inside(Path(source.name), source.names[image]).as_posix()
-        archive.writestr(zipfile.ZipInfo(name, EPOCH), kept[image][0])
-    _deflate(archive, f"{source.name}/{LICENCE}", source.licence + "\n")
-    entry: dict[str, Any] = {"kind": source.kind, "images": len(kept), "of_images": len(source.names)}
+        archive.writestr(zipfile.ZipInfo(name, EPOCH), encoded[image][0])
+    _add_text(archive, f"{source.name}/{LICENCE}", source.licence + "\n")
+    entry: dict[str, Any] = {"kind": source.kind, "images": len(encoded), "of_images": len(source.names)}
     if source.posed is not None:
         first = 0
         entry |= {"pairs": 0, "of_pairs": len(source.posed)}
         for number, scene in enumerate(source.posed.scenes):
             count = len(scene.image_names)
-            sizes = {i: kept[first + i][1] for i in range(count) if first + i in kept}
+            sizes = {i: encoded[first + i][1] for i in range(count) if first + i in encoded}
             entry["pairs"] += _add_scene(archive, source, number, sizes)
             first += count
-    return entry | {"megabytes": round(sum(len(data) for data, _ in kept.values()) / 1e6, 3), "licence": source.licence}
+    return entry | {
+        "megabytes": round(sum(len(data) for data, _ in encoded.values()) / 1e6, 3),
+        "licence": source.licence,
+    }
 
 
 def _add_scene(archive: zipfile.ZipFile, source: _Source, number: int, sizes: dict[int, tuple[int, int]]) -> int:
@@ -222,32 +229,36 @@ def _add_scene(archive: zipfile.ZipFile, source: _Source, number: int, sizes: di
     rows = (source.posed.pairs[:, 0] == number) & np.isin(source.posed.pairs[:, 1:], images).all(axis=1)
     if not rows.any():
         return 0
-    new = np.array([sizes[image] for image in images])
-    scale = new / scene.sizes[images]
+    new_sizes = np.array([sizes[image] for image in images])
+    scale = new_sizes / scene.sizes[images]
     intrinsics = intrinsics_to_colmap(scene.intrinsics[images])
     intrinsics[:, :2] *= scale[:, :, None]  # with the origin at the corner, resizing an image scales K
     names = tuple(name_of(name) for name in scene.image_names)
     table = CameraTable(
         tuple(names[image] for image in images),
         images,
-        new,
+        new_sizes,
         intrinsics,
         scene.rotations[images],
         scene.translations[images],
     )
     pairs = source.posed.pairs[rows, 1:]
     text = format_pairs(pairs, names)
-    whole = np.ones((len(names), 2))
-    whole[images] = scale
-    boxes = (source.posed.boxes[rows] + 0.5) * np.tile(whole[pairs], 2) - 0.5
-    told = {"of_pairs": digest(text), "box0": boxes[:, 0].round(1).tolist(), "box1": boxes[:, 1].round(1).tolist()}
+    scale_of_image = np.ones((len(names), 2))
+    scale_of_image[images] = scale
+    boxes = (source.posed.boxes[rows] + 0.5) * np.tile(scale_of_image[pairs], 2) - 0.5
+    statistics = {
+        "of_pairs": digest(text),
+        "box0": boxes[:, 0].round(1).tolist(),
+        "box1": boxes[:, 1].round(1).tolist(),
+    }
     folder = f"{source.name}/{scene.name}/{ALIGNED}"
-    for name, content in ((CAMERAS, format_cameras(table)), (PAIRS, text), (STATISTICS, json.dumps(told) + "\n")):
-        _deflate(archive, f"{folder}/{name}", content)
+    for name, content in ((CAMERAS, format_cameras(table)), (PAIRS, text), (STATISTICS, json.dumps(statistics) + "\n")):
+        _add_text(archive, f"{folder}/{name}", content)
     return len(pairs)
 
 
-def _deflate(archive: zipfile.ZipFile, name: str, text: str) -> None:
+def _add_text(archive: zipfile.ZipFile, name: str, text: str) -> None:
     info = zipfile.ZipInfo(name, EPOCH)
     info.compress_type = zipfile.ZIP_DEFLATED
     archive.writestr(info, text.encode())

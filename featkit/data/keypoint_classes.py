@@ -133,8 +133,8 @@ class Members:
     def joined(parts: Sequence[Members]) -> Members:
         """Concatenate the members of all images."""
         names = ("keypoints", "images", "detections", "origins")
-        whole = Members(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-        return whole.select(np.argsort(whole.keypoints, kind="stable"))
+        members = Members(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return members.select(np.argsort(members.keypoints, kind="stable"))
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,14 @@ def keypoints_of_tracks(tracks: SceneTracks, detections: Sequence[Detections], c
 
     Points on which fewer than `min_patches` images agree are left out.
     """
-    rows = _candidates(tracks, detections, config)
+    rows = _vote_candidates(tracks, detections, config)
     starts = np.flatnonzero(np.r_[True, np.diff(rows.points) != 0]) if len(rows.points) else np.zeros(0, np.int64)
     counts = np.diff(np.r_[starts, len(rows.points)])
     chosen, sizes = [], []
-    load = np.cumsum(counts**2) // PAIRS_AT_ONCE
-    for part in np.unique(load):
-        here = load == part
-        best, size = _elect(rows, starts[here], counts[here], config)
+    batches = np.cumsum(counts**2) // PAIRS_AT_ONCE
+    for batch in np.unique(batches):
+        in_batch = batches == batch
+        best, size = _elect_keypoints(rows, starts[in_batch], counts[in_batch], config)
         chosen.append(best)
         sizes.append(size)
     best = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
@@ -181,7 +181,7 @@ def keypoints_of_tracks(tracks: SceneTracks, detections: Sequence[Detections], c
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class _VoteCandidates:
     """Detections at observations, sorted by point, then image."""
 
     points: np.ndarray
@@ -193,41 +193,41 @@ class _Candidates:
     jacobians: np.ndarray
 
 
-def _candidates(tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig) -> _Candidates:
-    parts: list[_Candidates] = []
-    for image, found in enumerate(detections):
+def _vote_candidates(tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig) -> _VoteCandidates:
+    parts: list[_VoteCandidates] = []
+    for image, image_detections in enumerate(detections):
         index = np.unique(tracks.observed_points[tracks.observed_images == image])
         views = tracks.views(image, index)
-        grid = PixelGrid(found.xy, config.position_px)
+        grid = PixelGrid(image_detections.xy, config.position_px)
         query, detection, distance = grid.pairs_within(views.xy, config.position_px)
-        limit = position_limit(config, found.scales[detection])
+        limit = position_limit(config, image_detections.scales[detection])
         near = distance <= limit
         query, detection, distance = query[near], detection[near], distance[near] / limit[near]
-        here = Views(*(getattr(views, field)[query] for field in Views.__dataclass_fields__))
+        views_of_pairs = Views(*(getattr(views, field)[query] for field in Views.__dataclass_fields__))
         parts.append(
-            _Candidates(
+            _VoteCandidates(
                 points=index[query],
                 images=np.full(len(query), image),
                 distances=distance,
-                log_sizes=np.log2(found.scales[detection] / here.magnification),
-                directions=tracks.in_plane(image, here, found.oris[detection]),
-                oris=found.oris[detection],
-                jacobians=here.jacobian,
+                log_sizes=np.log2(image_detections.scales[detection] / views_of_pairs.magnification),
+                directions=tracks.in_plane(image, views_of_pairs, image_detections.oris[detection]),
+                oris=image_detections.oris[detection],
+                jacobians=views_of_pairs.jacobian,
             )
         )
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _Candidates.__dataclass_fields__}
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _VoteCandidates.__dataclass_fields__}
     order = np.argsort(joined["points"], kind="stable")
-    return _Candidates(**{name: values[order] for name, values in joined.items()})
+    return _VoteCandidates(**{name: values[order] for name, values in joined.items()})
 
 
-def _elect(
-    rows: _Candidates, starts: np.ndarray, counts: np.ndarray, config: ClassesConfig
+def _elect_keypoints(
+    rows: _VoteCandidates, starts: np.ndarray, counts: np.ndarray, config: ClassesConfig
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """For each run of candidates, the row whose size and direction most images support, and their median size."""
     group, speaker = expand(starts, counts)
     which, listener = expand(starts[group], counts[group])
     speaker = speaker[which]
-    angle = _image_angles(rows.jacobians[listener], rows.directions[speaker])
+    angle = _angles_in_image(rows.jacobians[listener], rows.directions[speaker])
     agrees = (np.abs(rows.log_sizes[speaker] - rows.log_sizes[listener]) <= config.scale_octaves) & (
         turn(angle, rows.oris[listener]) <= config.orientation_rad
     )
@@ -238,13 +238,13 @@ def _elect(
     score = votes - 0.5 * rows.distances  # ties go to the detection nearest to the point
     best = np.array([s + int(np.argmax(score[s : s + c])) for s, c in zip(starts, counts, strict=True)], dtype=np.int64)
     best = best[votes[best] >= config.min_patches]
-    kept = np.isin(speaker, best)
-    runs = np.flatnonzero(np.r_[True, np.diff(speaker[kept]) != 0])
-    sizes = [float(np.median(part)) for part in np.split(rows.log_sizes[listener[kept]], runs[1:])]
+    supporting = np.isin(speaker, best)
+    runs = np.flatnonzero(np.r_[True, np.diff(speaker[supporting]) != 0])
+    sizes = [float(np.median(part)) for part in np.split(rows.log_sizes[listener[supporting]], runs[1:])]
     return best, np.array(sizes if len(best) else [], dtype=np.float64)
 
 
-def _image_angles(jacobians: Float[np.ndarray, "n 2 3"], directions: Float[np.ndarray, "n 3"]) -> np.ndarray:
+def _angles_in_image(jacobians: Float[np.ndarray, "n 2 3"], directions: Float[np.ndarray, "n 3"]) -> np.ndarray:
     flow = (jacobians @ directions[:, :, None])[:, :, 0]
     return np.arctan2(flow[:, 1], flow[:, 0])
 
@@ -257,29 +257,33 @@ def predictions(tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: 
         keypoints=chosen,
         xy=views.xy,
         log_scales=keypoints.log_sizes[chosen] + np.log2(views.magnification),
-        angles=_image_angles(views.jacobian, keypoints.directions[chosen]),
+        angles=_angles_in_image(views.jacobian, keypoints.directions[chosen]),
     )
 
 
 def members_in_image(
-    predicted: Predictions, share: Float[np.ndarray, " n"], found: Detections, config: ClassesConfig
+    predicted: Predictions, share: Float[np.ndarray, " n"], detections: Detections, config: ClassesConfig
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """(row of Keypoints3D, detection): for every predicted keypoint the nearest detection within all tolerances.
 
     share: fraction of the tolerances that applies to each prediction.
     """
-    grid = PixelGrid(found.xy, config.position_px)
+    grid = PixelGrid(detections.xy, config.position_px)
     query, detection, distance = grid.pairs_within(predicted.xy, config.position_px)
-    limit = position_limit(config, found.scales[detection])
-    fits = (
+    limit = position_limit(config, detections.scales[detection])
+    within_tolerances = (
         (distance <= share[query] * limit)
         & (
-            np.abs(np.log2(found.scales[detection]) - predicted.log_scales[query])
+            np.abs(np.log2(detections.scales[detection]) - predicted.log_scales[query])
             <= share[query] * config.scale_octaves
         )
-        & (turn(found.oris[detection], predicted.angles[query]) <= share[query] * config.orientation_rad)
+        & (turn(detections.oris[detection], predicted.angles[query]) <= share[query] * config.orientation_rad)
     )
-    query, detection, distance = query[fits], detection[fits], (distance / limit)[fits]
+    query, detection, distance = (
+        query[within_tolerances],
+        detection[within_tolerances],
+        (distance / limit)[within_tolerances],
+    )
     order = np.lexsort((distance, query))
     query, detection = query[order], detection[order]
     first = np.r_[True, np.diff(query) != 0] if len(query) else np.zeros(0, bool)
@@ -299,15 +303,15 @@ class PixelGrid:
     def __init__(self, points: Float[np.ndarray, "n 2"], cell_px: float):
         self._points, self._cell = np.asarray(points, dtype=np.float64), cell_px
         finite = np.flatnonzero(np.isfinite(self._points).all(axis=1))
-        keys = self._keys(self._cells(self._points[finite]))
-        order = np.argsort(keys, kind="stable")
-        self._order, self._keys_sorted = finite[order], keys[order]
+        cell_keys = self._cell_key(self._cell_of(self._points[finite]))
+        order = np.argsort(cell_keys, kind="stable")
+        self._order, self._sorted_keys = finite[order], cell_keys[order]
 
-    def _cells(self, points: np.ndarray) -> np.ndarray:
+    def _cell_of(self, points: np.ndarray) -> np.ndarray:
         return np.floor(points / self._cell).astype(np.int64)
 
     @staticmethod
-    def _keys(cells: np.ndarray) -> np.ndarray:
+    def _cell_key(cells: np.ndarray) -> np.ndarray:
         return cells[:, 1] * LARGEST_GRID + cells[:, 0]
 
     def pairs_within(
@@ -317,14 +321,14 @@ class PixelGrid:
         if radius_px > self._cell:
             raise ValueError(f"radius {radius_px} px is larger than the cells of {self._cell} px")
         finite = np.flatnonzero(np.isfinite(queries).all(axis=1))
-        cells = self._cells(queries[finite])
+        cells = self._cell_of(queries[finite])
         found_queries, found_points = [], []
         for row in (-1, 0, 1):  # three neighbouring cells of a row have consecutive keys
-            first = np.searchsorted(self._keys_sorted, self._keys(cells + np.array([-1, row])), side="left")
-            last = np.searchsorted(self._keys_sorted, self._keys(cells + np.array([1, row])), side="right")
-            which, places = expand(first, last - first)
+            first = np.searchsorted(self._sorted_keys, self._cell_key(cells + np.array([-1, row])), side="left")
+            last = np.searchsorted(self._sorted_keys, self._cell_key(cells + np.array([1, row])), side="right")
+            which, positions = expand(first, last - first)
             found_queries.append(finite[which])
-            found_points.append(self._order[places])
+            found_points.append(self._order[positions])
         query, point = np.concatenate(found_queries), np.concatenate(found_points)
         distance = np.linalg.norm(queries[query] - self._points[point], axis=1)
         near = np.flatnonzero(distance <= radius_px)

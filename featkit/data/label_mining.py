@@ -69,16 +69,16 @@ def mine_labels(data: PatchSet, config: LabelMiningConfig, device: torch.device 
         if len(members) == 0:
             continue
         generator = np.random.default_rng([config.seed, scene])
-        some = np.sort(generator.permutation(members)[: config.patches_per_scene])
-        centres = centres_of(features_of(data.patches, some, device), config.clusters, generator, config.iterations)
+        sample = np.sort(generator.permutation(members)[: config.patches_per_scene])
+        centres = centres_of(features_of(data.patches, sample, device), config.clusters, generator, config.iterations)
         clusters[members] = np.concatenate(
             [
-                nearest(features_of(data.patches, part, device), centres).cpu().numpy()
+                nearest_centre(features_of(data.patches, part, device), centres).cpu().numpy()
                 for part in np.array_split(members, -(-len(members) // AT_ONCE))
             ]
         )
-        here = far_apart(centres, config.percentile)
-        far[scene, : len(here), : len(here)] = here
+        scene_far = far_apart(centres, config.percentile)
+        far[scene, : len(scene_far), : len(scene_far)] = scene_far
     return MinedLabels(data.scenes, clusters, far)
 
 
@@ -86,15 +86,15 @@ def features_of(
     patches: PatchArray, index: Int[np.ndarray, " m"], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "m 2240"]:
     """HOG and pixels of patches of any size."""
-    found = []
+    batches = []
     for start in range(0, len(index), AT_ONCE):
         pixels = torch.from_numpy(np.ascontiguousarray(patches[index[start : start + AT_ONCE]])).to(device)
         values = pixels[:, None].float() / 255.0
         if values.shape[-1] != HOG_PX:
             values = F.interpolate(values, size=(HOG_PX, HOG_PX), mode="bilinear", align_corners=False)
         small = F.avg_pool2d(values, HOG_PX // PIXELS_PX)
-        found.append(torch.cat([hog(values[:, 0]), small.flatten(1)], 1))
-    return torch.cat(found)
+        batches.append(torch.cat([hog(values[:, 0]), small.flatten(1)], 1))
+    return torch.cat(batches)
 
 
 def centres_of(
@@ -103,19 +103,19 @@ def centres_of(
     """Lloyd's k-means from random points; k is smaller if there are fewer points. An empty cluster keeps its centre."""
     start = generator.permutation(len(points))[:clusters]
     centres = points[torch.from_numpy(np.sort(start)).to(points.device)].clone()
-    before = None
+    previous = None
     for _ in range(iterations):
-        labels = nearest(points, centres)
-        if before is not None and torch.equal(labels, before):
+        labels = nearest_centre(points, centres)
+        if previous is not None and torch.equal(labels, previous):
             break
         counts = torch.bincount(labels, minlength=len(centres))
         sums = torch.zeros_like(centres).index_add_(0, labels, points)
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
-        before = labels
+        previous = labels
     return centres
 
 
-def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+def nearest_centre(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
     """The nearest centre of every point."""
     return torch.addmm(centres.square().sum(1)[None, :], points, centres.T, alpha=-2.0).argmin(1)
 
@@ -146,7 +146,7 @@ EPSILON = 1e-4
 
 def hog(patches: Float[Tensor, "n s s"]) -> Float[Tensor, "n f"]:
     """Features of patches in [0, 1] whose side is a multiple of 8 px: 31 per cell, f = 31 (s / 8)^2."""
-    cells = _cells(patches)  # (n, 18, s/8, s/8)
+    cells = _cell_histograms(patches)  # (n, 18, s/8, s/8)
     unsigned = cells[:, :9] + cells[:, 9:]
     energy = F.pad(unsigned.square().sum(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     blocks = 4.0 * F.avg_pool2d(energy, 2, stride=1)  # (n, 1, s/8 + 1, s/8 + 1), one per corner of a cell
@@ -158,7 +158,7 @@ def hog(patches: Float[Tensor, "n s s"]) -> Float[Tensor, "n f"]:
     return torch.cat(parts, 1).flatten(1)
 
 
-def _cells(patches: Float[Tensor, "n s s"]) -> Float[Tensor, "n 18 c c"]:
+def _cell_histograms(patches: Float[Tensor, "n s s"]) -> Float[Tensor, "n 18 c c"]:
     """Gradient magnitudes by orientation, with bilinear weights of a pixel in the cells around it."""
     framed = F.pad(patches[:, None], (1, 1, 1, 1), mode="replicate")
     dx = 0.5 * (framed[..., 1:-1, 2:] - framed[..., 1:-1, :-2])

@@ -34,8 +34,8 @@ from featkit.data.patch_frames import (
     Frames,
     corners,
     detected,
+    draw_complete_classes,
     in_pixels,
-    whole_classes,
     within,
 )
 from featkit.data.phototour import (
@@ -48,7 +48,7 @@ from featkit.data.phototour import (
     write_pairs,
     write_scenes,
 )
-from featkit.data.scene_classes import kept_classes, scene_classes
+from featkit.data.scene_classes import scene_classes, select_classes
 from featkit.data.tracks import Photographs, Scene
 from featkit.images.patches import cut_patches
 from featkit.images.read import DecodeConfig, DecodedImage, decode
@@ -90,7 +90,7 @@ class PatchesConfig(Config):
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _ScenePatches:
     """The patches of one scene, before they are cut.
 
     pixels: decodes an image by its number. views: number of consecutive images that show the same scene: all images of
@@ -121,18 +121,18 @@ def make_patches(
     """
     check_patches_output(out, overwrite)
     generator = np.random.default_rng(seed)
-    found = [
-        _of_photographs(config, scene, (seed, number))
+    scene_patches = [
+        _patches_of_photographs(config, scene, (seed, number))
         if isinstance(scene, Photographs)
-        else _of_scene(config, scene, generator)
+        else _patches_of_reconstruction(config, scene, generator)
         for number, scene in enumerate(scenes)
     ]
-    for one in found:
-        LOGGER.info("%s: %s", one.name, ", ".join(f"{key} {value:,}" for key, value in one.counts.items()))
-    if not any(len(one.frames) for one in found):
-        raise EmptyResultError(f"{found[0].name}: no keypoint was found in two images; see --verbose")
+    for patches in scene_patches:
+        LOGGER.info("%s: %s", patches.name, ", ".join(f"{key} {value:,}" for key, value in patches.counts.items()))
+    if not any(len(patches.frames) for patches in scene_patches):
+        raise EmptyResultError(f"{scene_patches[0].name}: no keypoint was found in two images; see --verbose")
     with making(out) as new:
-        return _write(config, found, new, generator, seed)
+        return _write_patch_set(config, scene_patches, new, generator, seed)
 
 
 def check_patches_output(out: Path, overwrite: bool) -> None:
@@ -149,10 +149,10 @@ def check_patches_output(out: Path, overwrite: bool) -> None:
         raise BadInputError(f"{out}: exists already; choose another --out, or --overwrite")
 
 
-def _of_scene(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> _Cut:
+def _patches_of_reconstruction(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> _ScenePatches:
     """Patches of a reconstruction, from tracks or geometry."""
     tracks = scene.tracks
-    detections = list(_detected(config, scene, generator))
+    detections = list(_detect_keypoints(config, scene, generator))
     if config.source == "geometry":
         frames, counts = geometric_frames(
             tracks,
@@ -168,9 +168,9 @@ def _of_scene(config: PatchesConfig, scene: Scene, generator: np.random.Generato
         classes = scene_classes(tracks, detections, config.classes)
         if config.max_patches is not None:
             sizes = np.bincount(classes.members.keypoints, minlength=len(classes.keypoints))
-            classes = kept_classes(classes, whole_classes(sizes, config.max_patches, generator))
+            classes = select_classes(classes, draw_complete_classes(sizes, config.max_patches, generator))
         frames, counts = Frames.of_detections(classes, detections), classes.counts
-    return _Cut(
+    return _ScenePatches(
         tracks.name,
         scene.licence,
         tracks.image_names,
@@ -181,7 +181,7 @@ def _of_scene(config: PatchesConfig, scene: Scene, generator: np.random.Generato
     )
 
 
-def _of_photographs(config: PatchesConfig, photographs: Photographs, seed: tuple[int, int]) -> _Cut:
+def _patches_of_photographs(config: PatchesConfig, photographs: Photographs, seed: tuple[int, int]) -> _ScenePatches:
     """Patches of single photographs."""
     views, frames, counts = homography_frames(
         photographs,
@@ -194,44 +194,50 @@ def _of_photographs(config: PatchesConfig, photographs: Photographs, seed: tuple
         seed,
         config.workers,
     )
-    return _Cut(
+    return _ScenePatches(
         photographs.name, photographs.licence, views.names, frames, counts, views.render, config.homographies.views
     )
 
 
-def _detected(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> list[Detections]:
+def _detect_keypoints(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> list[Detections]:
     """Keypoints of every image, in the order of the tracks, in pixels of the file."""
-    tracks, found = scene.tracks, []
+    tracks, kept = scene.tracks, []
     sizes = [tuple(size) for size in tracks.image_sizes.tolist()]
     names = tracks.image_names
     detections = detected(
         config.detector, scene.images, names, tracks.name, generator, config.workers, file=scene.keypoints
     )
-    for name, wanted, (size, here) in zip(names, sizes, detections, strict=True):
-        if size != wanted:
+    for name, expected_size, (size, image_keypoints) in zip(names, sizes, detections, strict=True):
+        if size != expected_size:
             raise BadInputError(
-                f"{scene.images / name}: {size[0]} x {size[1]} pixels, but the model's camera has {wanted[0]} x"
-                f" {wanted[1]}; use the photographs the model was made from"
+                f"{scene.images / name}: {size[0]} x {size[1]} pixels, but the model's camera has {expected_size[0]} x"
+                f" {expected_size[1]}; use the photographs the model was made from"
             )
         if config.whole_patches:
-            whole = within(corners(here, config.magnification), size)
-            here = Detections(here.xy[whole], here.scales[whole], here.oris[whole])
-        found.append(here)
-    return found
+            complete = within(corners(image_keypoints, config.magnification), size)
+            image_keypoints = Detections(
+                image_keypoints.xy[complete], image_keypoints.scales[complete], image_keypoints.oris[complete]
+            )
+        kept.append(image_keypoints)
+    return kept
 
 
-def _write(
-    config: PatchesConfig, found: Sequence[_Cut], folder: Path, generator: np.random.Generator, seed: int
+def _write_patch_set(
+    config: PatchesConfig,
+    scene_patches: Sequence[_ScenePatches],
+    folder: Path,
+    generator: np.random.Generator,
+    seed: int,
 ) -> dict[str, Any]:
-    classes, images, groups, rows = _numbered(found)
+    classes, images, groups, rows = _number_across_scenes(scene_patches)
     bitmaps = create_bitmaps(folder, len(classes))
-    for part, first in zip(found, rows, strict=True):
-        _cut_scene(config, part, bitmaps, first)
+    for scene, first in zip(scene_patches, rows, strict=True):
+        _write_scene_patches(config, scene, bitmaps, first)
     write_info(folder, classes, images)
-    write_scenes(folder, [(part.name, name) for part in found for name in part.images])
+    write_scenes(folder, [(scene.name, name) for scene in scene_patches for name in scene.images])
     pairs = draw_pairs(classes, groups, config.test_pairs, generator)
     written = write_pairs(folder, pairs, classes)
-    licences = {part.name: part.licence for part in found}
+    licences = {scene.name: scene.licence for scene in scene_patches}
     write_text(folder / LICENCE, "".join(f"{name}: {text.strip()}\n" for name, text in licences.items()))
     summary = {
         "featkit_version": __version__,
@@ -241,50 +247,52 @@ def _write(
         "classes": int(classes.max()) + 1,
         "images": int(images.max()) + 1,
         "test_pairs": {"file": written.name, "matching": int(pairs.match.sum()), "other": int((~pairs.match).sum())},
-        "scenes": {part.name: part.counts for part in found},
+        "scenes": {scene.name: scene.counts for scene in scene_patches},
         "licences": licences,
     }
     write_text(folder / DATASET, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
 
 
-def _numbered(found: Sequence[_Cut]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+def _number_across_scenes(
+    scene_patches: Sequence[_ScenePatches],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """Class, image and group of every patch, numbered across all scenes, and each scene's first patch.
 
     Both patches of a test pair come from the same group: a scene, or one photograph.
     """
     classes, images, groups, rows = [], [], [], []
     next_class = next_image = next_group = next_row = 0
-    for part in found:
-        frames = part.frames
+    for scene in scene_patches:
+        frames = scene.frames
         classes.append(frames.classes + next_class)
         images.append(frames.images + next_image)
-        groups.append(frames.images // part.views + next_group)
+        groups.append(frames.images // scene.views + next_group)
         rows.append(next_row)
         next_class += len(frames.sizes())
-        next_image += len(part.images)
-        next_group += len(part.images) // part.views
+        next_image += len(scene.images)
+        next_group += len(scene.images) // scene.views
         next_row += len(frames)
     return np.concatenate(classes), np.concatenate(images), np.concatenate(groups), rows
 
 
-def _cut_scene(config: PatchesConfig, part: _Cut, bitmaps: MappedPatches, first: int) -> None:
-    frames = part.frames
-    with progress(f"cut {part.name}", len(part.images), "images") as advance:
-        for image in range(len(part.images)):
+def _write_scene_patches(config: PatchesConfig, scene: _ScenePatches, bitmaps: MappedPatches, first: int) -> None:
+    frames = scene.frames
+    with progress(f"cut {scene.name}", len(scene.images), "images") as advance:
+        for image in range(len(scene.images)):
             rows = np.flatnonzero(frames.images == image)
             if len(rows):
-                found = Detections(frames.xy, frames.scales, frames.oris)
-                bitmaps[first + rows] = cut(config, part.pixels(image), found, rows)
+                keypoints = Detections(frames.xy, frames.scales, frames.oris)
+                bitmaps[first + rows] = cut(config, scene.pixels(image), keypoints, rows)
             advance(1)
 
 
 def cut(
-    config: PatchesConfig, image: DecodedImage, found: Detections, index: Int[np.ndarray, " n"]
+    config: PatchesConfig, image: DecodedImage, keypoints: Detections, index: Int[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "n 64 64"]:
     """Patches at the positions, sizes and directions of some keypoints."""
 
-    xy, scales, oris = in_pixels(image, found.xy[index], found.scales[index], found.oris[index])
+    xy, scales, oris = in_pixels(image, keypoints.xy[index], keypoints.scales[index], keypoints.oris[index])
     patches = cut_patches(
         torch.from_numpy(np.ascontiguousarray(image.pixels)),
         torch.from_numpy(xy),

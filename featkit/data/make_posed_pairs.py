@@ -42,7 +42,7 @@ from featkit.data.posed_pairs import (
     camera_faults,
     resize_factors,
 )
-from featkit.data.tracks import Scene, SceneTracks, kept_of
+from featkit.data.tracks import Scene, SceneTracks, skip_empty_scenes
 from featkit.data.undistort import Pinhole, ResizedProjector, pinhole_of, pinhole_picture
 from featkit.geometry.pixels import intrinsics_from_colmap
 from featkit.images.read import DecodeConfig, DecodedImage, decode
@@ -62,10 +62,10 @@ def make_posed_pairs(
     BadInputError, NotWritableError.
     """
     check_pairs_output(out)
-    scenes = kept_of(scenes, lambda scene: _check_shared(scene.tracks, config.choice))
+    scenes = skip_empty_scenes(scenes, lambda scene: _check_shared_points(scene.tracks, config.choice))
     counts: dict[str, dict[str, Any]] = {}
     try:
-        scenes = kept_of(
+        scenes = skip_empty_scenes(
             scenes,
             lambda scene: counts.update({scene.tracks.name: _make_scene(config, scene, out, seed, overwrite)}),
         )
@@ -95,16 +95,16 @@ def check_pairs_output(out: Path) -> None:
         if not known:
             raise BadInputError(f"{out}: contains {entry.name!r}, so it is no posed-pairs folder; choose another --out")
     refuse_foreign(out / DATASET)
-    if os.path.lexists(out / LICENCE) and not _is_made(out):
+    if os.path.lexists(out / LICENCE) and not _holds_posed_pairs(out):
         raise BadInputError(f"{out / LICENCE}: {FOREIGN}")
 
 
-def _is_made(out: Path) -> bool:
+def _holds_posed_pairs(out: Path) -> bool:
     """Whether a folder contains posed pairs, complete or only some scenes."""
     return (out / DATASET).is_file() or any((entry / MADE).is_file() for entry in out.iterdir())
 
 
-def _check_shared(tracks: SceneTracks, config: PairChoiceConfig) -> None:
+def _check_shared_points(tracks: SceneTracks, config: PairChoiceConfig) -> None:
     """Raise EmptySceneError, before anything is written, if no two images share enough points."""
     seen = [np.unique(tracks.observed_points[tracks.observed_images == i]) for i in range(len(tracks.image_names))]
     most = shared_counts(seen, len(tracks.points)).max()
@@ -116,7 +116,7 @@ def _check_shared(tracks: SceneTracks, config: PairChoiceConfig) -> None:
 
 
 def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
-    name, inputs = scene.tracks.name, _inputs(scene, seed)
+    name, inputs = scene.tracks.name, _inputs_digest(scene, seed)
     target, part = out / name, out / f".{name}.part"
     if is_stamped(target / MADE, config, inputs):
         LOGGER.info("%s: up to date in %s", name, target)
@@ -131,12 +131,12 @@ def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, ov
         )
     if not is_stamped(part / MADE, config, inputs):
         if not is_stamped(part / STARTED, config, inputs):
-            _remove_part(part)
+            _remove_partial_scene(part)
             write_stamp(part / STARTED, config, inputs)
         try:
             counts = write_scene(config, scene, part, np.random.default_rng([seed, 4]))
         except EmptySceneError:
-            _remove_part(part)
+            _remove_partial_scene(part)
             raise
         write_stamp(part / MADE, config, inputs, counts=counts)
     for file in (STARTED, JOURNAL):
@@ -156,7 +156,7 @@ def _made_counts(target: Path) -> dict[str, Any]:
     return counts
 
 
-def _remove_part(part: Path) -> None:
+def _remove_partial_scene(part: Path) -> None:
     """Remove the partial scene of an interrupted command. Raises BadInputError for any other folder."""
     is_own = part.is_dir() and any(is_own_json(part / name) for name in (STARTED, MADE))
     if part.is_symlink() or not (is_own or not os.path.lexists(part) or (part.is_dir() and not any(part.iterdir()))):
@@ -166,7 +166,7 @@ def _remove_part(part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
 
 
-def _inputs(scene: Scene, seed: int) -> str:
+def _inputs_digest(scene: Scene, seed: int) -> str:
     """A digest of the map, the file sizes of the photographs, and the seed."""
     tracks = scene.tracks
     hashed = hashlib.sha256()
@@ -217,28 +217,28 @@ def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator:
     """
     aligned = folder / DENSE / ALIGNED
     aligned.mkdir(parents=True, exist_ok=True)
-    table = _photographs(config, scene, aligned, folder / JOURNAL)
+    table = _write_photographs(config, scene, aligned, folder / JOURNAL)
     views = [
         PinholeView((int(w), int(h)), k, r, t)
         for (w, h), k, r, t in zip(
             table.sizes, intrinsics_from_colmap(table.intrinsics), table.rotations, table.translations, strict=True
         )
     ]
-    found = candidates(scene.tracks, views, config.choice)
-    if not len(found):
+    possible = candidates(scene.tracks, views, config.choice)
+    if not len(possible):
         raise EmptySceneError(
             f"{scene.tracks.name}: no pair that shares points is within the limits of the choice (angles, rotation,"
             " scale, overlap); change them with --set choice.max_angle_deg=90 and the like"
         )
-    chosen = choose(found, len(views), config.choice.max_pairs, generator)
+    chosen = choose(possible, len(views), config.choice.max_pairs, generator)
     used = np.unique(chosen.pairs)
     for image in np.setdiff1d(np.arange(len(views)), used):
         inside(aligned / IMAGES, table.names[image]).unlink(missing_ok=True)
-    write_text(aligned / CAMERAS, format_cameras(_rows(table, used)), owned=True)
+    write_text(aligned / CAMERAS, format_cameras(_select_rows(table, used)), owned=True)
     pairs = format_pairs(chosen.pairs, table.names)
     write_text(aligned / PAIRS, pairs, owned=True)
-    write_text(aligned / STATISTICS, json.dumps(_statistics(chosen, pairs)) + "\n", owned=True)
-    return _counts(scene, chosen, len(found), len(used))
+    write_text(aligned / STATISTICS, json.dumps(_pair_statistics(chosen, pairs)) + "\n", owned=True)
+    return _summary_counts(scene, chosen, len(possible), len(used))
 
 
 def name_of(name: str) -> str:
@@ -246,7 +246,7 @@ def name_of(name: str) -> str:
     return name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg"
 
 
-def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal: Path) -> CameraTable:
+def _write_photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal: Path) -> CameraTable:
     """Write all photographs that are missing; returns the cameras of all, in the order of the tracks.
 
     The journal is an img_cam.txt in the order of writing; a line in it marks a photograph as complete.
@@ -257,18 +257,18 @@ def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal:
     for name in tracks.image_names:
         inside(scene.images, name)
     done = _read_journal(journal, aligned)
-    left = [number for number, name in enumerate(names) if name not in done]
+    missing = [number for number, name in enumerate(names) if name not in done]
 
-    def make(number: int) -> tuple[int, CameraTable]:
+    def write_numbered(number: int) -> tuple[int, CameraTable]:
         return number, _write_photograph(config, scene, number, inside(aligned / IMAGES, names[number]))
 
     with (
         ThreadPoolExecutor(capped(config.workers)) as pool,
-        progress(f"photographs of {tracks.name}", len(left), "images") as advance,
+        progress(f"photographs of {tracks.name}", len(missing), "images") as advance,
         journal.open("w", encoding="utf-8") as lines,
     ):
         lines.write("".join(done.values()))
-        for number, camera in pool.map(make, left):
+        for number, camera in pool.map(write_numbered, missing):
             line = format_cameras(camera)
             lines.write(line)
             lines.flush()
@@ -281,14 +281,14 @@ def _read_journal(journal: Path, aligned: Path) -> dict[str, str]:
     """Lines of existing photographs, by name; a truncated line is ignored."""
     if not journal.is_file():
         return {}
-    whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    if not whole:
+    complete = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    if not complete:
         return {}
-    names = parse_cameras("".join(whole), str(journal)).names
-    return {name: line for name, line in zip(names, whole, strict=True) if inside(aligned / IMAGES, name).is_file()}
+    names = parse_cameras("".join(complete), str(journal)).names
+    return {name: line for name, line in zip(names, complete, strict=True) if inside(aligned / IMAGES, name).is_file()}
 
 
-def _camera_of(scene: Scene, number: int, pinhole: Pinhole) -> CameraTable:
+def _camera_row(scene: Scene, number: int, pinhole: Pinhole) -> CameraTable:
     """Its line of img_cam.txt."""
     return CameraTable(
         (name_of(scene.tracks.image_names[number]),),
@@ -312,13 +312,13 @@ def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, targe
             f" {size[0]} x {size[1]}: cropped or rotated; use the photographs the model was made from (at any size)"
         )
     if np.linalg.det(image.stored_from_pixels[:, :2]) < 0:  # no camera can undo mirroring: pixels stay as stored
-        image = _unturned(image)
+        image = _as_stored(image)
     projector = scene.tracks.projectors[number]
     if factors != (1.0, 1.0):
         projector = ResizedProjector(projector, factors)
     try:
         pinhole = pinhole_of(projector, image.size, image.stored_from_pixels, config.max_side)
-        camera = _camera_of(scene, number, pinhole)
+        camera = _camera_row(scene, number, pinhole)
         faults = camera_faults(camera, PosedConfig(principal_tolerance=config.principal_tolerance))
         if faults:
             raise BadInputError(f"{path}: {faults[0]}")
@@ -331,7 +331,7 @@ def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, targe
     return camera
 
 
-def _unturned(image: DecodedImage) -> DecodedImage:
+def _as_stored(image: DecodedImage) -> DecodedImage:
     """The image with its pixels as they are stored."""
     linear = image.stored_from_pixels[:, :2].round().astype(int)
     pixels = image.pixels if linear[0, 0] else image.pixels.transpose(1, 0, 2)
@@ -350,12 +350,12 @@ def _check_names(names: Sequence[str], images: Path) -> None:
     for name in names:
         if name != name.strip() or "\t" in name or name.splitlines() != [name] or name[0] == "#":
             raise BadInputError(f"{images}: the name {name!r} cannot be used in a text file; rename it and map again")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise BadInputError(f"{images}: two images would be written as {twice!r}; rename one and map again")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise BadInputError(f"{images}: two images would be written as {duplicate!r}; rename one and map again")
 
 
-def _rows(table: CameraTable, rows: np.ndarray) -> CameraTable:
+def _select_rows(table: CameraTable, rows: np.ndarray) -> CameraTable:
     return CameraTable(
         tuple(table.names[row] for row in rows),
         table.lines[rows],
@@ -366,7 +366,7 @@ def _rows(table: CameraTable, rows: np.ndarray) -> CameraTable:
     )
 
 
-def _statistics(chosen: PairStatistics, pairs: str) -> dict[str, Any]:
+def _pair_statistics(chosen: PairStatistics, pairs: str) -> dict[str, Any]:
     """The content of pairs.json: lists in the order of pairs.txt."""
     return {
         "of_pairs": digest(pairs),
@@ -380,8 +380,8 @@ def _statistics(chosen: PairStatistics, pairs: str) -> dict[str, Any]:
     }
 
 
-def _counts(scene: Scene, chosen: PairStatistics, possible: int, images: int) -> dict[str, Any]:
-    def middle(values: np.ndarray) -> float:
+def _summary_counts(scene: Scene, chosen: PairStatistics, possible: int, images: int) -> dict[str, Any]:
+    def rounded_median(values: np.ndarray) -> float:
         return round(float(np.median(values)), 3)
 
     return {
@@ -389,9 +389,9 @@ def _counts(scene: Scene, chosen: PairStatistics, possible: int, images: int) ->
         "of_images": len(scene.tracks.image_names),
         "pairs": len(chosen),
         "of_pairs": possible,
-        "median_shared": middle(chosen.shared),
-        "median_overlap": middle(chosen.overlap),
-        "median_angle_deg": middle(chosen.angle_deg),
-        "median_rotation_deg": middle(chosen.rotation_deg),
-        "median_scale": middle(chosen.scale),
+        "median_shared": rounded_median(chosen.shared),
+        "median_overlap": rounded_median(chosen.overlap),
+        "median_angle_deg": rounded_median(chosen.angle_deg),
+        "median_rotation_deg": rounded_median(chosen.rotation_deg),
+        "median_scale": rounded_median(chosen.scale),
     }

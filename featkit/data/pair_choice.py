@@ -86,11 +86,11 @@ class PairStatistics:
 
 def seen_points(tracks: SceneTracks, views: Sequence[PinholeView]) -> list[Int[np.ndarray, " p"]]:
     """For every image, the points that it observed and that are inside its picture, sorted."""
-    found = []
+    points_by_image = []
     for image, view in enumerate(views):
         points = np.unique(tracks.observed_points[tracks.observed_images == image])
-        found.append(points[view.inside(tracks.points[points])])
-    return found
+        points_by_image.append(points[view.inside(tracks.points[points])])
+    return points_by_image
 
 
 def shared_counts(seen: Sequence[Int[np.ndarray, " p"]], num_points: int) -> Int[np.ndarray, "m m"]:
@@ -110,24 +110,24 @@ def candidates(tracks: SceneTracks, views: Sequence[PinholeView], config: PairCh
     seen = seen_points(tracks, views)
     counts = shared_counts(seen, len(tracks.points))
     rows = [
-        _measured(tracks, views, seen, int(first), int(second))
+        _measure_pair(tracks, views, seen, int(first), int(second))
         for first, second in np.argwhere(np.triu(counts >= config.min_shared, 1))
     ]
-    columns = [np.array(column) for column in zip(*rows, strict=True)] if rows else _NOTHING
-    found = PairStatistics(*columns)
-    return found.select(
-        (found.overlap >= config.min_overlap)
-        & (found.angle_deg >= config.min_angle_deg)
-        & (found.angle_deg <= config.max_angle_deg)
-        & (found.rotation_deg <= config.max_rotation_deg)
-        & (found.scale <= config.max_scale)
+    columns = [np.array(column) for column in zip(*rows, strict=True)] if rows else _NO_PAIRS
+    measured = PairStatistics(*columns)
+    return measured.select(
+        (measured.overlap >= config.min_overlap)
+        & (measured.angle_deg >= config.min_angle_deg)
+        & (measured.angle_deg <= config.max_angle_deg)
+        & (measured.rotation_deg <= config.max_rotation_deg)
+        & (measured.scale <= config.max_scale)
     )
 
 
-_NOTHING = [np.zeros((0, 2), np.int64), *[np.zeros(0)] * 5, np.zeros((0, 4)), np.zeros((0, 4))]
+_NO_PAIRS = [np.zeros((0, 2), np.int64), *[np.zeros(0)] * 5, np.zeros((0, 4)), np.zeros((0, 4))]
 
 
-def _measured(
+def _measure_pair(
     tracks: SceneTracks, views: Sequence[PinholeView], seen: Sequence[Int[np.ndarray, " p"]], first: int, second: int
 ) -> tuple:
     both = np.intersect1d(seen[first], seen[second], assume_unique=True)
@@ -150,28 +150,28 @@ def _measured(
     )
 
 
-def choose(found: PairStatistics, images: int, max_pairs: int, generator: np.random.Generator) -> PairStatistics:
+def choose(possible: PairStatistics, images: int, max_pairs: int, generator: np.random.Generator) -> PairStatistics:
     """Choose training pairs from the candidates: at most `max_pairs` per image, spread over easy and hard pairs."""
     partners: list[Int[np.ndarray, " k"]] = []
     for image in range(images):
-        own = np.flatnonzero((found.pairs == image).any(axis=1))
-        partners.append(own[np.argsort(-found.overlap[own], kind="stable")])
-    used, taken = np.zeros(images, np.int64), np.zeros(len(found), bool)
+        of_image = np.flatnonzero((possible.pairs == image).any(axis=1))
+        partners.append(of_image[np.argsort(-possible.overlap[of_image], kind="stable")])
+    used, chosen = np.zeros(images, np.int64), np.zeros(len(possible), bool)
 
-    def take(rows: Int[np.ndarray, " k"]) -> bool:
+    def choose_random(rows: Int[np.ndarray, " k"]) -> bool:
         """Take a random row whose two images both have fewer than `max_pairs` pairs; whether there is one."""
-        free = rows[~taken[rows] & (used[found.pairs[rows]] < max_pairs).all(axis=1)]
+        free = rows[~chosen[rows] & (used[possible.pairs[rows]] < max_pairs).all(axis=1)]
         if len(free):
             row = free[generator.integers(len(free))]
-            taken[row] = True
-            used[found.pairs[row]] += 1
+            chosen[row] = True
+            used[possible.pairs[row]] += 1
         return bool(len(free))
 
     for group in range(max_pairs):
         for image in generator.permutation(images):
-            own = partners[image]
-            start, stop = (len(own) * (group + end) // max_pairs for end in (0, 1))
-            take(own[start:stop])
-    for row in generator.permutation(len(found)):  # fill the remaining places
-        take(np.array([row]))
-    return found.select(taken)
+            of_image = partners[image]
+            start, stop = (len(of_image) * (group + end) // max_pairs for end in (0, 1))
+            choose_random(of_image[start:stop])
+    for row in generator.permutation(len(possible)):  # fill the remaining places
+        choose_random(np.array([row]))
+    return possible.select(chosen)

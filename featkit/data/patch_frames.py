@@ -72,15 +72,15 @@ class Frames:
 
     def of_classes(self, kept: Bool[np.ndarray, " c"]) -> Frames:
         """The classes in the mask `kept`, renumbered to 0 .. n-1."""
-        found = self.select(np.flatnonzero(kept[self.classes]))
-        return replace(found, classes=(np.cumsum(kept) - 1)[found.classes])
+        selected = self.select(np.flatnonzero(kept[self.classes]))
+        return replace(selected, classes=(np.cumsum(kept) - 1)[selected.classes])
 
     @staticmethod
     def joined(parts: Sequence[Frames]) -> Frames:
         """Concatenate the frames of several images (with common class numbers)."""
         names = Frames.__dataclass_fields__
-        whole = Frames(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-        return whole.select(np.lexsort((whole.images, whole.classes)))
+        frames = Frames(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return frames.select(np.lexsort((frames.images, frames.classes)))
 
     @staticmethod
     def of_detections(classes: SceneClasses, detections: Sequence[Detections]) -> Frames:
@@ -88,10 +88,14 @@ class Frames:
         members = classes.members
         count = len(members.images)
         xy, scales, oris = np.zeros((count, 2)), np.zeros(count), np.zeros(count)
-        for image, found in enumerate(detections):
+        for image, image_detections in enumerate(detections):
             rows = np.flatnonzero(members.images == image)
             index = members.detections[rows]
-            xy[rows], scales[rows], oris[rows] = found.xy[index], found.scales[index], found.oris[index]
+            xy[rows], scales[rows], oris[rows] = (
+                image_detections.xy[index],
+                image_detections.scales[index],
+                image_detections.oris[index],
+            )
         return Frames(members.keypoints, members.images, xy, scales, oris)
 
 
@@ -135,7 +139,7 @@ def within(points: Float[np.ndarray, "n 4 2"], size: tuple[int, int]) -> Bool[np
     return np.asarray(within.all(axis=(1, 2)))
 
 
-def whole_classes(
+def draw_complete_classes(
     sizes: Int[np.ndarray, " c"], max_patches: int | None, generator: np.random.Generator
 ) -> Bool[np.ndarray, " c"]:
     """Which classes are kept to have at most `max_patches` patches: complete classes in random order while they fit."""
@@ -191,13 +195,13 @@ def detected(
     file: a features.h5 with keypoints to use instead. Raises BadInputError.
     """
     if file is not None:
-        found = _stored(file, names)
+        all_features = _read_stored(file, names)
     elif config.kind == "dog":
-        found = _dog(config, images, names, count, resize_max)
+        all_features = _detect_with_dog(config, images, names, count, resize_max)
     else:
-        found = _in_threads(config, images, names, count, resize_max, generator)
+        all_features = _detect_in_threads(config, images, names, count, resize_max, generator)
     with progress(f"detect {label}", len(names), "images") as advance:
-        for features in found:
+        for features in all_features:
             yield features.image_size, with_frames(features, config, generator)
             advance(1)
 
@@ -211,7 +215,7 @@ def with_frames(features: Features, config: DetectorConfig, generator: np.random
     return Detections(*(np.asarray(values, dtype=np.float64) for values in (features.keypoints, scales, oris)))
 
 
-def _dog(
+def _detect_with_dog(
     config: DetectorConfig, images: Path, names: Sequence[str], count: int, resize_max: int | None
 ) -> Iterator[Features]:
     changes = {"max_num_features": config.max_num_features, "peak_threshold": config.peak_threshold}
@@ -228,7 +232,7 @@ def _dog(
                 yield pool.result(future, name)
 
 
-def _in_threads(
+def _detect_in_threads(
     config: DetectorConfig,
     images: Path,
     names: Sequence[str],
@@ -236,15 +240,15 @@ def _in_threads(
     resize_max: int | None,
     generator: np.random.Generator,
 ) -> Iterator[Features]:
-    def detect(name: str, own: np.random.Generator) -> Features:
+    def detect_image(name: str, image_generator: np.random.Generator) -> Features:
         image = decode(inside(images, name), DecodeConfig(resize_max=resize_max))
-        return image.features_in_file(_detect(config, image, own))
+        return image.features_in_file(_detect_with_opencv(config, image, image_generator))
 
     with ThreadPoolExecutor(capped(count)) as pool:  # OpenCV releases the GIL
-        yield from pool.map(detect, names, generator.spawn(len(names)))
+        yield from pool.map(detect_image, names, generator.spawn(len(names)))
 
 
-def _detect(config: DetectorConfig, image: DecodedImage, generator: np.random.Generator) -> Features:
+def _detect_with_opencv(config: DetectorConfig, image: DecodedImage, generator: np.random.Generator) -> Features:
     """Keypoints without descriptors, in the image's pixels."""
     scales = oris = None
     if config.kind == "random":
@@ -257,16 +261,16 @@ def _detect(config: DetectorConfig, image: DecodedImage, generator: np.random.Ge
             detector = cv2.SIFT.create(
                 nOctaveLayers=OPENCV_LAYERS, contrastThreshold=contrast, enable_precise_upscale=True
             )
-        found = sorted(detector.detect(image.pixels), key=lambda point: -point.response)[: config.max_num_features]
-        xy = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
+        keypoints = sorted(detector.detect(image.pixels), key=lambda point: -point.response)[: config.max_num_features]
+        xy = np.array([point.pt for point in keypoints], np.float32).reshape(-1, 2)
         if config.kind == "opencv-dog":
-            scales = np.array([point.size / 2 for point in found], np.float32)
-            oris = np.radians(np.array([point.angle for point in found], np.float32))
+            scales = np.array([point.size / 2 for point in keypoints], np.float32)
+            oris = np.radians(np.array([point.angle for point in keypoints], np.float32))
     empty = np.zeros((len(xy), 0), np.float32)
     return Features(xy, empty, np.ones(len(xy), np.float32), image.size, scales, oris)
 
 
-def _stored(file: Path, names: Sequence[str]) -> Iterator[Features]:
+def _read_stored(file: Path, names: Sequence[str]) -> Iterator[Features]:
     with open_features(file) as store:
         missing = next((name for name in names if not store.has(name)), None)
         if missing is not None:

@@ -54,9 +54,9 @@ def read_patch_data(path: Path) -> PatchSet:
     """
     if path.is_dir():
         return read_phototour(path)
-    file, wanted = _split(path)
-    with _opened(file) as archive:
-        sets = [_read_set(archive, name) for name in _names(archive, wanted)]
+    file, set_name = _split_set_name(path)
+    with _open_pack(file) as archive:
+        sets = [_read_set(archive, name) for name in _set_names(archive, set_name)]
     return sets[0] if len(sets) == 1 else union(sets, file.stem)
 
 
@@ -64,12 +64,12 @@ def read_test_pairs(path: Path) -> TestPairs:
     """Test pairs of anything that `read_patch_data` reads. Raises BadInputError if there are none."""
     if path.is_dir():
         return read_pairs(find_pairs(path), read_phototour(path))
-    file, wanted = _split(path)
+    file, set_name = _split_set_name(path)
     parts, first = [], 0
-    with _opened(file) as archive:
-        for name in _names(archive, wanted):
-            classes = _array(archive, f"{name}/labels.npy")[:, 0]
-            index = _array(archive, f"{name}/pairs.npy")
+    with _open_pack(file) as archive:
+        for name in _set_names(archive, set_name):
+            classes = _read_table(archive, f"{name}/labels.npy")[:, 0]
+            index = _read_table(archive, f"{name}/pairs.npy")
             if len(index) and (index.min() < 0 or index.max() >= len(classes)):
                 raise BadInputError(f"{file}: {name}/pairs.npy refers to patches that do not exist; pack it again")
             a, b = index[:, 0], index[:, 1]
@@ -83,17 +83,17 @@ def read_test_pairs(path: Path) -> TestPairs:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a pack: its sets, packing settings and licences. Raises BadInputError."""
-    with _opened(path) as archive:
-        return _manifest(archive)
+    with _open_pack(path) as archive:
+        return _read_manifest(archive)
 
 
 def tiles_of(patches: UInt8[np.ndarray, "b s s"]) -> UInt8[np.ndarray, "h w"]:
     """Up to 256 patches as one mosaic, 16 in a row; the last row is padded with black."""
     count, side = patches.shape[:2]
     rows = -(-count // ROW)
-    whole = np.zeros((rows * ROW, side, side), np.uint8)
-    whole[:count] = patches
-    return whole.reshape(rows, ROW, side, side).transpose(0, 2, 1, 3).reshape(rows * side, ROW * side)
+    padded = np.zeros((rows * ROW, side, side), np.uint8)
+    padded[:count] = patches
+    return padded.reshape(rows, ROW, side, side).transpose(0, 2, 1, 3).reshape(rows * side, ROW * side)
 
 
 def patches_of(mosaic: UInt8[np.ndarray, "h w"], side: int) -> UInt8[np.ndarray, "b s s"]:
@@ -102,7 +102,7 @@ def patches_of(mosaic: UInt8[np.ndarray, "h w"], side: int) -> UInt8[np.ndarray,
     return mosaic.reshape(rows, side, ROW, side).transpose(0, 2, 1, 3).reshape(rows * ROW, side, side)
 
 
-def _split(path: Path) -> tuple[Path, str | None]:
+def _split_set_name(path: Path) -> tuple[Path, str | None]:
     """Split a path into the pack and the name of one of its sets, None for all sets."""
     if not path.exists() and path.parent.is_file():
         return path.parent, path.name
@@ -110,7 +110,7 @@ def _split(path: Path) -> tuple[Path, str | None]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
+def _open_pack(file: Path) -> Iterator[zipfile.ZipFile]:
     """Open a pack; any damage to the file raises BadInputError."""
     if not file.exists():
         raise BadInputError(f"{file}: no such folder or pack of patches")
@@ -121,14 +121,14 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     if archive.getinfo(name).file_size > MAX_BYTES:
         raise BadInputError(f"{archive.filename}: {name} is larger than {MAX_BYTES >> 20} MiB; this is not a pack")
     return archive.read(name)
 
 
-def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
-    manifest = json.loads(_member(archive, MANIFEST))
+def _read_manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
+    manifest = json.loads(_read_member(archive, MANIFEST))
     if isinstance(manifest, dict) and manifest.get("kind") == IMAGES_KIND:
         raise BadInputError(f"{archive.filename}: a pack of photographs, not of patches")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("sets"), dict):
@@ -136,26 +136,26 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
     return manifest
 
 
-def _names(archive: zipfile.ZipFile, wanted: str | None) -> list[str]:
-    names = list(_manifest(archive)["sets"])
-    if wanted is None:
+def _set_names(archive: zipfile.ZipFile, set_name: str | None) -> list[str]:
+    names = list(_read_manifest(archive)["sets"])
+    if set_name is None:
         return names
-    if wanted not in names:
-        raise BadInputError(f"{archive.filename}: has no set {wanted!r}; it has {', '.join(names)}")
-    return [wanted]
+    if set_name not in names:
+        raise BadInputError(f"{archive.filename}: has no set {set_name!r}; it has {', '.join(names)}")
+    return [set_name]
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> Int[np.ndarray, "n 2"]:
-    array = npy(_member(archive, name), name)
+def _read_table(archive: zipfile.ZipFile, name: str) -> Int[np.ndarray, "n 2"]:
+    array = npy(_read_member(archive, name), name)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
         raise BadInputError(f"{archive.filename}: {name} is no table of two columns; pack it again")
     return array.astype(np.int64)
 
 
 def _read_set(archive: zipfile.ZipFile, name: str) -> PatchSet:
-    entry = json.loads(_member(archive, f"{name}/set.json"))
+    entry = json.loads(_read_member(archive, f"{name}/set.json"))
     side, of_image = int(entry["side"]), [str(scene) for scene in entry["scene_of_image"]]
-    labels = _array(archive, f"{name}/labels.npy")
+    labels = _read_table(archive, f"{name}/labels.npy")
     if not 0 < side <= MAX_SIDE or (labels < 0).any() or labels[:, 1].max(initial=-1) >= len(of_image):
         raise BadInputError(f"{archive.filename}: {name}: labels and images do not fit together; pack it again")
     tiles = sum(entry.filename.startswith(f"{name}/tile") for entry in archive.infolist())
@@ -163,16 +163,16 @@ def _read_set(archive: zipfile.ZipFile, name: str) -> PatchSet:
         raise BadInputError(f"{archive.filename}: {name} has {len(labels):,} labels but {tiles} mosaics; copy it again")
     patches = np.empty((len(labels), side, side), np.uint8)
     for number, start in enumerate(range(0, len(labels), PER_BITMAP)):
-        wanted = min(PER_BITMAP, len(labels) - start)
-        patches[start : start + wanted] = _tile(archive, f"{name}/tile{number:04d}", side, wanted)
+        count = min(PER_BITMAP, len(labels) - start)
+        patches[start : start + count] = _read_tile(archive, f"{name}/tile{number:04d}", side, count)
     scenes = tuple(dict.fromkeys(of_image))
     of_scene = np.array([scenes.index(scene) for scene in of_image], dtype=np.int64)
     return PatchSet(name, patches, labels[:, 0], of_scene[labels[:, 1]], scenes, labels[:, 1])
 
 
-def _tile(archive: zipfile.ZipFile, name: str, side: int, count: int) -> UInt8[np.ndarray, "b s s"]:
+def _read_tile(archive: zipfile.ZipFile, name: str, side: int, count: int) -> UInt8[np.ndarray, "b s s"]:
     try:
-        mosaic = cv2.imdecode(np.frombuffer(_member(archive, name), np.uint8), cv2.IMREAD_GRAYSCALE)
+        mosaic = cv2.imdecode(np.frombuffer(_read_member(archive, name), np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error:
         mosaic = None
     if mosaic is None or mosaic.shape != (-(-count // ROW) * side, ROW * side):
@@ -223,8 +223,8 @@ class _Source:
 
     def rows(self, cap: int) -> Int[np.ndarray, " n"]:
         """The patches of as many complete classes as fit into `cap` patches, in the folder's order."""
-        whole = int(np.searchsorted(self.ends, cap, side="right"))
-        return np.sort(self.order[: self.ends[whole - 1] if whole else 0])
+        complete = int(np.searchsorted(self.ends, cap, side="right"))
+        return np.sort(self.order[: self.ends[complete - 1] if complete else 0])
 
 
 def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int = 0) -> dict[str, Any]:
@@ -232,15 +232,15 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
 
     Raises UsageError, BadInputError, EmptyResultError if not a single class fits, NotWritableError.
     """
-    _check(config, folders, out)
+    _check_arguments(config, folders, out)
     generator = np.random.default_rng(seed)
-    sources = [_source(config, folder, generator) for folder in folders]
-    cap = _cap(sources, MARGIN * config.max_mb * 1e6)
+    sources = [_prepare_source(config, folder, generator) for folder in folders]
+    cap = _patches_per_set(sources, MARGIN * config.max_mb * 1e6)
     with writing(out) as file:
         part = Path(file.name)
         room, grown = config.max_mb * 1e6, 0
         while True:
-            manifest = _write(config, sources, cap, part, seed)
+            manifest = _write_zip(config, sources, cap, part, seed)
             fill = part.stat().st_size / room
             if fill <= 1 and (fill >= FULL or grown == GROWTHS or cap >= max(len(s.patch_set) for s in sources)):
                 break
@@ -249,19 +249,19 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
     return manifest
 
 
-def _check(config: PackConfig, folders: Sequence[Path], out: Path) -> None:
+def _check_arguments(config: PackConfig, folders: Sequence[Path], out: Path) -> None:
     if config.side % 8 or not 8 <= config.side <= MAX_SIDE:
         raise UsageError(f"side {config.side}: must be a multiple of 8 px, up to {MAX_SIDE}")
     names = [folder.resolve().name for folder in folders]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two of the folders are named {twice!r}; rename one")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"two of the folders are named {duplicate!r}; rename one")
     if out.is_dir():
         raise BadInputError(f"{out}: is a folder; name a file, such as {out / 'patches.zip'}")
     refuse_foreign(out)
 
 
-def _source(config: PackConfig, folder: Path, generator: np.random.Generator) -> _Source:
+def _prepare_source(config: PackConfig, folder: Path, generator: np.random.Generator) -> _Source:
     patch_set = read_phototour(folder)
     if config.side > patch_set.patches.shape[1]:
         raise UsageError(
@@ -280,7 +280,7 @@ def _source(config: PackConfig, folder: Path, generator: np.random.Generator) ->
     place[drawn] = np.arange(len(sizes))
     order = np.argsort(place[dense], kind="stable")
     sample = order[: min(SAMPLE, len(order))]
-    encoded = sum(len(_encoded(config, part)) for part in _batches(config, patch_set, sample))
+    encoded = sum(len(_encode_mosaic(config, part)) for part in _resized_batches(config, patch_set, sample))
     return _Source(
         patch_set,
         read_image_ids(folder),
@@ -292,7 +292,7 @@ def _source(config: PackConfig, folder: Path, generator: np.random.Generator) ->
     )
 
 
-def _cap(sources: Sequence[_Source], room: float) -> int:
+def _patches_per_set(sources: Sequence[_Source], room: float) -> int:
     """The largest number of patches per set with which all sets fit together."""
     low, high = 0, max(len(source.patch_set) for source in sources)
     while low < high:
@@ -304,7 +304,7 @@ def _cap(sources: Sequence[_Source], room: float) -> int:
     return low
 
 
-def _write(config: PackConfig, sources: Sequence[_Source], cap: int, part: Path, seed: int) -> dict[str, Any]:
+def _write_zip(config: PackConfig, sources: Sequence[_Source], cap: int, part: Path, seed: int) -> dict[str, Any]:
     kept = [source.rows(cap) for source in sources]
     if not all(len(index) for index in kept):
         raise EmptyResultError(f"{config.max_mb:g} MB is too little for a class of each set; allow more with --max-mb")
@@ -312,10 +312,10 @@ def _write(config: PackConfig, sources: Sequence[_Source], cap: int, part: Path,
     with zipfile.ZipFile(part, "w") as archive, progress("pack", sum(map(len, kept)), "patches") as advance:
         for source, index in zip(sources, kept, strict=True):
             name, error = source.patch_set.name, 0.0
-            for number, patches in enumerate(_batches(config, source.patch_set, index)):
-                data = _encoded(config, patches)
-                _add(archive, f"{name}/tile{number:04d}", data, zipfile.ZIP_STORED)
-                error += _error(data, patches)
+            for number, patches in enumerate(_resized_batches(config, source.patch_set, index)):
+                data = _encode_mosaic(config, patches)
+                _add_member(archive, f"{name}/tile{number:04d}", data, zipfile.ZIP_STORED)
+                error += _encoding_error(data, patches)
                 advance(len(patches))
             sets[name] = _add_labels(config, archive, source, index, seed)
             sets[name]["mean_abs_error"] = round(error / len(index), 3)
@@ -326,7 +326,7 @@ def _write(config: PackConfig, sources: Sequence[_Source], cap: int, part: Path,
             "settings": config.result_fields(),
             "sets": sets,
         }
-        _add(archive, MANIFEST, _json(manifest), zipfile.ZIP_DEFLATED)
+        _add_member(archive, MANIFEST, _json_bytes(manifest), zipfile.ZIP_DEFLATED)
     return manifest
 
 
@@ -343,13 +343,13 @@ def _add_labels(
     for image in np.unique(source.images):
         scene_of_image[image] = patch_set.scene_names[patch_set.scenes[np.argmax(source.images == image)]]
     entry = {"side": config.side, "quality": config.quality, "scene_of_image": scene_of_image}
-    _add(archive, f"{name}/set.json", _json(entry), zipfile.ZIP_DEFLATED)
-    _add(archive, f"{name}/{LICENCE}", source.licence.encode(), zipfile.ZIP_DEFLATED)
+    _add_member(archive, f"{name}/set.json", _json_bytes(entry), zipfile.ZIP_DEFLATED)
+    _add_member(archive, f"{name}/{LICENCE}", source.licence.encode(), zipfile.ZIP_DEFLATED)
     labels = np.stack([classes, source.images[index]], axis=1)
     for member, table in (("labels", labels), ("pairs", np.stack([pairs.index0, pairs.index1], axis=1))):
         stream = io.BytesIO()
         np.lib.format.write_array(stream, table.astype("<i4"), allow_pickle=False)
-        _add(archive, f"{name}/{member}.npy", stream.getvalue(), zipfile.ZIP_DEFLATED)
+        _add_member(archive, f"{name}/{member}.npy", stream.getvalue(), zipfile.ZIP_DEFLATED)
     return {
         "patches": len(index),
         "classes": int(classes.max()) + 1,
@@ -360,7 +360,7 @@ def _add_labels(
     }
 
 
-def _error(data: bytes, patches: UInt8[np.ndarray, "b s s"]) -> float:
+def _encoding_error(data: bytes, patches: UInt8[np.ndarray, "b s s"]) -> float:
     """Sum over patches of the mean absolute encoding error, grey levels."""
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert decoded is not None
@@ -368,7 +368,7 @@ def _error(data: bytes, patches: UInt8[np.ndarray, "b s s"]) -> float:
     return float(np.abs(kept.astype(np.int16) - patches).mean(axis=(1, 2)).sum())
 
 
-def _batches(
+def _resized_batches(
     config: PackConfig, patch_set: PatchSet, index: Int[np.ndarray, " n"]
 ) -> Iterator[UInt8[np.ndarray, "b s s"]]:
     """Iterate over patches at the pack's size, one mosaic at a time."""
@@ -380,7 +380,7 @@ def _batches(
         yield patches
 
 
-def _encoded(config: PackConfig, patches: UInt8[np.ndarray, "b s s"]) -> bytes:
+def _encode_mosaic(config: PackConfig, patches: UInt8[np.ndarray, "b s s"]) -> bytes:
     if config.quality:
         form, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, config.quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     else:
@@ -388,11 +388,11 @@ def _encoded(config: PackConfig, patches: UInt8[np.ndarray, "b s s"]) -> bytes:
     return bytes(cv2.imencode(form, tiles_of(patches), options)[1])
 
 
-def _json(value: Any) -> bytes:
+def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: bytes, method: int) -> None:
+def _add_member(archive: zipfile.ZipFile, name: str, data: bytes, method: int) -> None:
     info = zipfile.ZipInfo(name, EPOCH)
     info.compress_type = method
     archive.writestr(info, data)

@@ -52,7 +52,7 @@ class ClassIndex:
         return ClassIndex(members, starts[keep], counts[keep])
 
 
-class _Joined:
+class _ConcatenatedPatches:
     """Several patch arrays as one; larger patches are reduced to the smallest side when they are read."""
 
     def __init__(self, parts: Sequence[PatchArray]):
@@ -68,13 +68,13 @@ class _Joined:
         out = np.empty((len(index), *self.shape[1:]), np.uint8)
         which = np.searchsorted(self._ends, index, side="right")
         for number in np.unique(which):
-            here = np.flatnonzero(which == number)
+            rows = np.flatnonzero(which == number)
             first = self._ends[number] - len(self._parts[number])
-            read = self._parts[number][index[here] - first]
-            if read.shape[1:] == self.shape[1:]:
-                out[here] = read
+            part_patches = self._parts[number][index[rows] - first]
+            if part_patches.shape[1:] == self.shape[1:]:
+                out[rows] = part_patches
                 continue
-            for place, patch in zip(here, read, strict=True):
+            for place, patch in zip(rows, part_patches, strict=True):
                 out[place] = cv2.resize(patch, self.shape[1:], interpolation=cv2.INTER_AREA)
         return out
 
@@ -90,12 +90,12 @@ def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
         next_class += int(dense.max(initial=-1)) + 1
         scenes.append(patch_set.scenes + len(names))
         names.extend(patch_set.scene_names)
-        of_patch = np.full(len(patch_set), -1) if patch_set.images is None else patch_set.images
-        images.append(np.where(of_patch < 0, -1, of_patch + next_image))
-        next_image += int(of_patch.max(initial=-1)) + 1
+        images_of_patches = np.full(len(patch_set), -1) if patch_set.images is None else patch_set.images
+        images.append(np.where(images_of_patches < 0, -1, images_of_patches + next_image))
+        next_image += int(images_of_patches.max(initial=-1)) + 1
     return PatchSet(
         name,
-        _Joined([s.patches for s in sets]),
+        _ConcatenatedPatches([s.patches for s in sets]),
         np.concatenate(classes),
         np.concatenate(scenes),
         tuple(names),

@@ -69,15 +69,15 @@ class MappedPatches:
         if index.dtype == bool:
             index = np.flatnonzero(index)
         out = np.empty((len(index), SIDE, SIDE), np.uint8)
-        for rows, tiles, places in self._by_bitmap(index):
+        for rows, tiles, places in self._split_by_bitmap(index):
             out[rows] = tiles[places // ROW, places % ROW]
         return out
 
     def __setitem__(self, index: np.ndarray, patches: UInt8[np.ndarray, "b s s"]) -> None:
-        for rows, tiles, places in self._by_bitmap(np.asarray(index)):
+        for rows, tiles, places in self._split_by_bitmap(np.asarray(index)):
             tiles[places // ROW, places % ROW] = patches[rows]
 
-    def _by_bitmap(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _split_by_bitmap(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(rows of `index`, patches of a bitmap, positions in it) for every bitmap that is needed."""
         if len(index) and (index.min() < 0 or index.max() >= len(self)):
             raise IndexError(f"patch {index.max()} of {len(self)}")
@@ -85,9 +85,9 @@ class MappedPatches:
         bitmap = index[order] // PER_BITMAP
         for rows in np.split(order, np.flatnonzero(np.diff(bitmap)) + 1):
             if len(rows):
-                yield rows, self._tiles(int(index[rows[0]]) // PER_BITMAP), index[rows] % PER_BITMAP
+                yield rows, self._bitmap_tiles(int(index[rows[0]]) // PER_BITMAP), index[rows] % PER_BITMAP
 
-    def _tiles(self, number: int) -> UInt8[np.ndarray, "16 16 64 64"]:
+    def _bitmap_tiles(self, number: int) -> UInt8[np.ndarray, "16 16 64 64"]:
         """A bitmap's patches as a view of the file."""
         with self._lock:
             if number not in self._mapped:
@@ -141,14 +141,14 @@ def bitmap_paths(folder: Path) -> list[Path]:
         raise BadInputError(
             f"{folder}: {'is a file, not a folder of patches' if folder.exists() else 'no such folder'}"
         )
-    found = sorted(folder.glob("patches*.bmp"))
-    if not found:
+    present = sorted(folder.glob("patches*.bmp"))
+    if not present:
         raise BadInputError(f"{folder}: no patches0000.bmp in it; make patches with `featkit data patches`")
-    wanted = [folder / f"patches{number:04d}.bmp" for number in range(len(found))]
-    missing = sorted(set(wanted) - set(found))
+    expected = [folder / f"patches{number:04d}.bmp" for number in range(len(present))]
+    missing = sorted(set(expected) - set(present))
     if missing:
-        raise BadInputError(f"{missing[0]}: missing, though there are {len(found)} bitmaps; copy the folder again")
-    return wanted
+        raise BadInputError(f"{missing[0]}: missing, though there are {len(present)} bitmaps; copy the folder again")
+    return expected
 
 
 def read_phototour(folder: Path) -> PatchSet:
@@ -165,9 +165,9 @@ def read_phototour(folder: Path) -> PatchSet:
     classes, images = info[:, 0], info[:, 1]
     if len(np.unique(classes)) == len(classes):
         raise BadInputError(f"{folder / INFO}: no point has two patches; unusable for training or testing")
-    scenes, names = _scenes_of(folder, images)
-    of_patch = images if (folder / SCENES).is_file() else None  # the ids in UBC's own data carry no information
-    return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names, of_patch)
+    scenes, names = _read_scenes(folder, images)
+    image_ids = images if (folder / SCENES).is_file() else None  # the ids in UBC's own data carry no information
+    return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names, image_ids)
 
 
 def read_image_ids(folder: Path) -> Int[np.ndarray, " n"]:
@@ -175,15 +175,17 @@ def read_image_ids(folder: Path) -> Int[np.ndarray, " n"]:
     return read_integers(folder / INFO, (2,))[:, 1]
 
 
-def _scenes_of(folder: Path, images: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
+def _read_scenes(folder: Path, images: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
     path = folder / SCENES
     if not path.is_file():
         return np.zeros(len(images), np.int64), (folder.resolve().name,)
-    of_image = [line.split("\t")[0] for _, line in read_lines(path)]
-    if images.max() >= len(of_image):
-        raise BadInputError(f"{path}: {len(of_image)} lines, but {INFO} has an image {images.max()}; copy it again")
-    names = tuple(dict.fromkeys(of_image))
-    return np.array([names.index(name) for name in of_image], dtype=np.int64)[images], names
+    scene_of_image = [line.split("\t")[0] for _, line in read_lines(path)]
+    if images.max() >= len(scene_of_image):
+        raise BadInputError(
+            f"{path}: {len(scene_of_image)} lines, but {INFO} has an image {images.max()}; copy it again"
+        )
+    names = tuple(dict.fromkeys(scene_of_image))
+    return np.array([names.index(name) for name in scene_of_image], dtype=np.int64)[images], names
 
 
 def read_integers(path: Path, columns: tuple[int, ...]) -> Int[np.ndarray, "n c"]:
@@ -235,10 +237,10 @@ def find_pairs(folder: Path) -> Path:
     official = folder / "m50_100000_100000_0.txt"
     if official.is_file():
         return official
-    found = [path for path in folder.glob("m50_*_*_0.txt") if path.name.split("_")[1].isdigit()]
-    if not found:
+    candidates = [path for path in folder.glob("m50_*_*_0.txt") if path.name.split("_")[1].isdigit()]
+    if not candidates:
         raise BadInputError(f"{folder}: no test pairs (m50_100000_100000_0.txt) in it")
-    return max(found, key=lambda path: int(path.name.split("_")[1]))
+    return max(candidates, key=lambda path: int(path.name.split("_")[1]))
 
 
 def create_bitmaps(folder: Path, count: int) -> MappedPatches:
@@ -304,7 +306,7 @@ def draw_pairs(
     chosen = generator.permutation(len(first))[:half]
     swap = generator.random(half) < 0.5
     a, b = np.where(swap, second[chosen], first[chosen]), np.where(swap, first[chosen], second[chosen])
-    c, d = _non_matching(classes, scenes, half, generator)
+    c, d = _draw_non_matching(classes, scenes, half, generator)
     order = generator.permutation(half + len(c))
     match = np.r_[np.ones(half, bool), np.zeros(len(c), bool)]
     return TestPairs(np.r_[a, c][order], np.r_[b, d][order], match[order])
@@ -322,7 +324,7 @@ def all_matching(classes: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " p"],
     return np.concatenate(firsts), np.concatenate(seconds)
 
 
-def _non_matching(
+def _draw_non_matching(
     classes: Int[np.ndarray, " n"], scenes: Int[np.ndarray, " n"], count: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of different classes in the same scene: a patch drawn uniformly, then another one of its scene."""

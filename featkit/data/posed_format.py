@@ -36,7 +36,7 @@ def parse_cameras(text: str, where: str) -> CameraTable:
     """Parse img_cam.txt. Raises BadInputError with file and line number."""
     names: dict[str, int] = {}
     rows = []
-    for number, line in _lines(text):
+    for number, line in _content_lines(text):
         fields = line.rsplit(maxsplit=NUMBERS)
         if len(fields) != NUMBERS + 1:
             raise BadInputError(f"{where}:{number}: expected `name w h fx fy cx cy R(9) t(3)`, {NUMBERS} numbers")
@@ -68,16 +68,16 @@ def parse_pairs(text: str, names: Sequence[str], where: str) -> tuple[Int[np.nda
     """Parse pairs.txt: indices into `names`, and the line number of each pair. Raises BadInputError."""
     index = {name: i for i, name in enumerate(names)}
     pairs, lines = [], []
-    for number, line in _lines(text):
-        both = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
-        if len(both) != 2 or not all(both):
+    for number, line in _content_lines(text):
+        pair = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+        if len(pair) != 2 or not all(pair):
             raise BadInputError(f"{where}:{number}: {SEPARATE}")
-        unknown = next((name for name in both if name not in index), None)
+        unknown = next((name for name in pair if name not in index), None)
         if unknown is not None:
             raise BadInputError(f"{where}:{number}: {unknown!r} has no camera in img_cam.txt; remove the line")
-        if both[0] == both[1]:
-            raise BadInputError(f"{where}:{number}: {both[0]!r} is paired with itself; remove the line")
-        pairs.append((index[both[0]], index[both[1]]))
+        if pair[0] == pair[1]:
+            raise BadInputError(f"{where}:{number}: {pair[0]!r} is paired with itself; remove the line")
+        pairs.append((index[pair[0]], index[pair[1]]))
         lines.append(number)
     if not pairs:
         raise BadInputError(f"{where}: no pairs in it; at least one is needed to learn from")
@@ -103,7 +103,7 @@ def format_pairs(pairs: Iterable[Sequence[int]], names: Sequence[str]) -> str:
 
 def parse_scene_list(text: str, where: str) -> tuple[str, ...]:
     """Unique scene names, one per line; # starts a comment. Raises BadInputError if there are none."""
-    names = dict.fromkeys(name for _, line in _lines(text) if (name := line.split(" #")[0].strip().strip("/")))
+    names = dict.fromkeys(name for _, line in _content_lines(text) if (name := line.split(" #")[0].strip().strip("/")))
     if not names:
         raise BadInputError(f"{where}: no scene in it; write one name per line, such as 0001")
     return tuple(names)
@@ -116,10 +116,10 @@ def read_scene_list(path: Path) -> tuple[str, ...]:
 
 def has_lines(text: str) -> bool:
     """Whether the text has any line that is neither empty nor a comment."""
-    return next(_lines(text), None) is not None
+    return next(_content_lines(text), None) is not None
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
+def _content_lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         stripped = line.strip()
         if stripped and not stripped.startswith("#"):

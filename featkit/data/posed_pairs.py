@@ -128,17 +128,17 @@ class PosedPairs:
         """A photograph, RGB, at its camera's size. Raises BadInputError if it is broken, cropped or rotated."""
         name, (width, height) = self.scenes[scene].files[image], self.scenes[scene].sizes[image]
         file = Path(name)  # absolute if it comes from an index, whose photographs can be anywhere
-        found = FileTree(file.parent).stored_pixels(file.name) if file.is_absolute() else self.tree.stored_pixels(name)
-        if found.shape[:2] == (height, width):
-            return found
-        factors = resize_factors((width, height), (found.shape[1], found.shape[0]), self.stretch_tolerance)
+        stored = FileTree(file.parent).stored_pixels(file.name) if file.is_absolute() else self.tree.stored_pixels(name)
+        if stored.shape[:2] == (height, width):
+            return stored
+        factors = resize_factors((width, height), (stored.shape[1], stored.shape[0]), self.stretch_tolerance)
         if factors is None:
             raise BadInputError(
-                f"{self.tree.where(name)}: {found.shape[1]} x {found.shape[0]} pixels, but its camera has {width} x"
+                f"{self.tree.where(name)}: {stored.shape[1]} x {stored.shape[0]} pixels, but its camera has {width} x"
                 f" {height}: cropped or rotated; use the images that the cameras were made for (at any size)"
             )
         how = cv2.INTER_AREA if max(factors) > 1 else cv2.INTER_CUBIC
-        return cv2.resize(found, (int(width), int(height)), interpolation=how)  # maps corners to corners, like K
+        return cv2.resize(stored, (int(width), int(height)), interpolation=how)  # maps corners to corners, like K
 
 
 def resize_factors(camera: tuple[int, int], file: tuple[int, int], tolerance: float) -> tuple[float, float] | None:
@@ -157,25 +157,25 @@ def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 
     seed: random seed for the choice of pairs in scenes that have more than `max_pairs`.
     """
     config = config or PosedConfig()
-    tree, names = _opened(root)
+    tree, names = _open_root(root)
     generator = np.random.default_rng([seed, 0])
     scenes: list[PosedScene] = []
     pairs, boxes, nothing = [], [], []
-    for found in _sources(tree, names, config):
-        if isinstance(found, str):
-            nothing.append(found)
-            LOGGER.warning("passed over: %s", found)
+    for source in _read_sources(tree, names, config):
+        if isinstance(source, str):
+            nothing.append(source)
+            LOGGER.warning("passed over: %s", source)
             continue
-        indexed, seen = found
-        scene = _scene_of(indexed, config)
-        chosen = _chosen(scene, indexed.pairs, config, generator)
+        indexed, boxes_of_scene = source
+        scene = _posed_scene(indexed, config)
+        chosen = _choose_pairs(scene, indexed.pairs, config, generator)
         number = np.full((len(chosen), 1), len(scenes))
         scenes.append(scene)
         pairs.append(np.concatenate([number, indexed.pairs[chosen]], axis=1))
-        boxes.append(seen[chosen])
+        boxes.append(boxes_of_scene[chosen])
     if not scenes:
-        raise BadInputError(f"{nothing[0]}; there is no other scene" if nothing else _no_scene(root, config))
-    kept = PosedPairs(
+        raise BadInputError(f"{nothing[0]}; there is no other scene" if nothing else _no_scene_message(root, config))
+    posed_pairs = PosedPairs(
         tree,
         tuple(scenes),
         np.concatenate(pairs),
@@ -183,15 +183,15 @@ def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 
         config.stretch_tolerance,
         not config.scenes and not any(Path(scene.files[0]).is_absolute() for scene in scenes),
     )
-    if not len(kept):
+    if not len(posed_pairs):
         raise BadInputError(
             f"{root}: no pair is left: all are rotated by more than {config.max_rotation_deg:g} degrees, or their"
             " images do not overlap; check the poses in img_cam.txt (they must be world to camera)"
         )
-    return kept
+    return posed_pairs
 
 
-def _opened(root: Path) -> tuple[FileTree, list[str]]:
+def _open_root(root: Path) -> tuple[FileTree, list[str]]:
     """The tree and its files; for an index file, its folder and that file alone."""
     if root.is_file() and root.suffix in {".npz", ".json"}:
         return FileTree(root.absolute().parent), [root.name]
@@ -199,7 +199,7 @@ def _opened(root: Path) -> tuple[FileTree, list[str]]:
     return tree, tree.names()
 
 
-def _no_scene(root: Path, config: PosedConfig) -> str:
+def _no_scene_message(root: Path, config: PosedConfig) -> str:
     if config.scenes:
         return f"{root}: none of the {len(config.scenes)} listed scenes exists, such as {config.scenes[0]!r}"
     return (
@@ -211,57 +211,59 @@ def _no_scene(root: Path, config: PosedConfig) -> str:
 Source = tuple[IndexedScene, Float[np.ndarray, "n 2 4"]]
 
 
-def _sources(tree: FileTree, names: Sequence[str], config: PosedConfig) -> Iterator[Source | str]:
+def _read_sources(tree: FileTree, names: Sequence[str], config: PosedConfig) -> Iterator[Source | str]:
     """The wanted scenes with the boxes of their pairs; a message for a scene without usable pairs."""
-    there = frozenset(names)
-    wanted = _Wanted(config.scenes)
+    files = frozenset(names)
+    wanted = _SceneFilter(config.scenes)
     for name in names:
         if name == CAMERAS or name.endswith(f"{ALIGNED}/{CAMERAS}"):
             folder = name.removesuffix(CAMERAS)
-            if wanted.has(_name_of(tree, folder)):
-                yield _read_scene(tree, folder, there, config)
+            if wanted.has(_scene_name(tree, folder)):
+                yield _read_scene(tree, folder, files, config)
     indices = [name for name in names if is_index(tree, name)]
-    for found in read_indices(tree, indices, OverlapLimits(config.min_overlap, config.max_overlap), wanted.has):
-        sound = found if isinstance(found, str) else _sound(found, config)
-        yield sound if isinstance(sound, str) else (sound, _whole(sound.table.sizes, sound.pairs))
+    for indexed in read_indices(tree, indices, OverlapLimits(config.min_overlap, config.max_overlap), wanted.has):
+        sound = indexed if isinstance(indexed, str) else _without_invalid_cameras(indexed, config)
+        yield sound if isinstance(sound, str) else (sound, _full_boxes(sound.table.sizes, sound.pairs))
     wanted.warn()
 
 
-class _Wanted:
+class _SceneFilter:
     """The wanted scenes: a listed name selects every scene whose path contains its parts consecutively."""
 
     def __init__(self, names: Sequence[str]):
         self._names = {name: tuple(PurePosixPath(name).parts) for name in names}
-        self._met: set[str] = set()
+        self._matched: set[str] = set()
 
     def has(self, scene: str) -> bool:
         parts = PurePosixPath(scene).parts
-        met = {
+        matching = {
             name
-            for name, own in self._names.items()
-            if any(parts[at : at + len(own)] == own for at in range(len(parts) - len(own) + 1))
+            for name, listed in self._names.items()
+            if any(parts[start : start + len(listed)] == listed for start in range(len(parts) - len(listed) + 1))
         }
-        self._met |= met
-        return bool(met) or not self._names
+        self._matched |= matching
+        return bool(matching) or not self._names
 
     def warn(self) -> None:
         """Warn about listed names that no scene has."""
-        missing = [name for name in self._names if name not in self._met]
+        missing = [name for name in self._names if name not in self._matched]
         if missing:
             LOGGER.warning(
                 "%d of the %d listed scenes do not exist, such as %s", len(missing), len(self._names), missing[0]
             )
 
 
-def _sound(found: IndexedScene, config: PosedConfig) -> IndexedScene | str:
+def _without_invalid_cameras(indexed: IndexedScene, config: PosedConfig) -> IndexedScene | str:
     """Drop the pairs of images with invalid cameras, with a warning; a message if no pair is left."""
-    faults = camera_faults(found.table, config)
+    faults = camera_faults(indexed.table, config)
     if not faults:
-        return found
+        return indexed
     row, why = next(iter(faults.items()))
-    LOGGER.warning("%s: %d photographs are left out, such as %s: %s", found.where, len(faults), found.files[row], why)
-    pairs = found.pairs[~np.isin(found.pairs, list(faults)).any(axis=1)]
-    return replace(found, pairs=pairs) if len(pairs) else f"{found.where}: no pair of usable cameras"
+    LOGGER.warning(
+        "%s: %d photographs are left out, such as %s: %s", indexed.where, len(faults), indexed.files[row], why
+    )
+    pairs = indexed.pairs[~np.isin(indexed.pairs, list(faults)).any(axis=1)]
+    return replace(indexed, pairs=pairs) if len(pairs) else f"{indexed.where}: no pair of usable cameras"
 
 
 def _read_scene(tree: FileTree, folder: str, names: frozenset[str], config: PosedConfig) -> Source | str:
@@ -282,19 +284,19 @@ def _read_scene(tree: FileTree, folder: str, names: frozenset[str], config: Pose
             raise BadInputError(f"{where}:{line}: no image {tree.where(file)}; add it or remove the line")
     check_cameras(table, where, config)
     pairs, _ = parse_pairs(tree.text(folder + PAIRS), table.names, of_pairs)
-    scene = IndexedScene(_name_of(tree, folder), where, table, files, pairs)
+    scene = IndexedScene(_scene_name(tree, folder), where, table, files, pairs)
     return scene, _read_boxes(tree, folder, table, pairs)
 
 
-def _scene_of(found: IndexedScene, config: PosedConfig) -> PosedScene:
-    table = found.table
+def _posed_scene(indexed: IndexedScene, config: PosedConfig) -> PosedScene:
+    table = indexed.table
     intrinsics = intrinsics_from_colmap(table.intrinsics) if config.origin == "corner" else table.intrinsics
     return PosedScene(
-        found.name, table.names, table.sizes, intrinsics, table.rotations, table.translations, found.files
+        indexed.name, table.names, table.sizes, intrinsics, table.rotations, table.translations, indexed.files
     )
 
 
-def _name_of(tree: FileTree, folder: str) -> str:
+def _scene_name(tree: FileTree, folder: str) -> str:
     """scene/dense0, preceded by any folders between it and the root."""
     if folder in {"", f"{ALIGNED}/"}:  # the root is inside of the scene
         root = tree.root.resolve()
@@ -310,8 +312,8 @@ def check_cameras(table: CameraTable, where: str, config: PosedConfig) -> None:
 
 def camera_faults(table: CameraTable, config: PosedConfig) -> dict[int, str]:
     """Invalid cameras by row, with the reason: R is not a rotation, the image is too small, K is for another size."""
-    squared = table.rotations @ np.swapaxes(table.rotations, 1, 2)
-    skew = np.abs(squared - np.eye(3)).max(axis=(1, 2)) > config.rotation_tolerance
+    product = table.rotations @ np.swapaxes(table.rotations, 1, 2)
+    skew = np.abs(product - np.eye(3)).max(axis=(1, 2)) > config.rotation_tolerance
     off = np.abs(table.intrinsics[:, :2, 2] / table.sizes - 0.5).max(axis=1)
     faults = (
         (
@@ -328,59 +330,63 @@ def camera_faults(table: CameraTable, config: PosedConfig) -> dict[int, str]:
             " cropped, raise principal_tolerance (in a training: --set data.principal_tolerance=0.4)",
         ),
     )
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for bad, why in faults:
         for row in np.flatnonzero(bad).tolist():
-            found.setdefault(row, why)
-    return found
+            reasons.setdefault(row, why)
+    return reasons
 
 
-def _chosen(
+def _choose_pairs(
     scene: PosedScene, pairs: Int[np.ndarray, "n 2"], config: PosedConfig, generator: np.random.Generator
 ) -> Int[np.ndarray, " k"]:
     """Which pairs are used."""
-    kept = np.flatnonzero(_alike(scene, pairs, config.max_rotation_deg))
+    kept = np.flatnonzero(_within_rotation(scene, pairs, config.max_rotation_deg))
     if len(kept) > config.max_pairs:
         kept = np.sort(generator.permutation(kept)[: config.max_pairs])
-    seen = kept[_see_each_other(scene, pairs[kept])]
-    if len(seen) < min(len(pairs), config.max_pairs):
-        LOGGER.info("%s: %d of %d pairs are used", scene.name, len(seen), len(pairs))
-    return seen
+    usable = kept[_mutually_visible(scene, pairs[kept])]
+    if len(usable) < min(len(pairs), config.max_pairs):
+        LOGGER.info("%s: %d of %d pairs are used", scene.name, len(usable), len(pairs))
+    return usable
 
 
-def _alike(scene: PosedScene, pairs: Int[np.ndarray, "n 2"], max_rotation_deg: float) -> Bool[np.ndarray, " n"]:
+def _within_rotation(
+    scene: PosedScene, pairs: Int[np.ndarray, "n 2"], max_rotation_deg: float
+) -> Bool[np.ndarray, " n"]:
     """Pairs with a baseline whose relative rotation is at most `max_rotation_deg`."""
     first, second = pairs.T
     cosine = (np.einsum("nij,nij->n", scene.rotations[first], scene.rotations[second]) - 1) / 2
     centres = -np.einsum("mji,mj->mi", scene.rotations, scene.translations)
     reach = np.linalg.norm(scene.translations, axis=1)
-    apart = np.linalg.norm(centres[first] - centres[second], axis=1) > 10 * SAME_PLACE * (reach[first] + reach[second])
-    return apart & (cosine >= np.cos(np.radians(max_rotation_deg)))
+    has_baseline = np.linalg.norm(centres[first] - centres[second], axis=1) > 10 * SAME_PLACE * (
+        reach[first] + reach[second]
+    )
+    return has_baseline & (cosine >= np.cos(np.radians(max_rotation_deg)))
 
 
-def _see_each_other(scene: PosedScene, pairs: Int[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+def _mutually_visible(scene: PosedScene, pairs: Int[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
     """Pairs where, in both directions, the epipolar line of some grid point crosses the other image."""
     if not len(pairs):
         return np.zeros(0, bool)
     parts = (scene.intrinsics, scene.rotations, scene.translations)
     fundamentals = fundamental_matrix(*(part[side] for side in pairs.T for part in parts))
-    share = np.stack(np.meshgrid(*[np.linspace(0, 1, GRID)] * 2), axis=-1).reshape(-1, 2)
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, GRID)] * 2), axis=-1).reshape(-1, 2)
     corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
 
-    def of_images(places: np.ndarray, images: np.ndarray) -> np.ndarray:
+    def homogeneous_points(places: np.ndarray, images: np.ndarray) -> np.ndarray:
         points = places * scene.sizes[images][:, None] - 0.5
         return np.concatenate([points, np.ones((*points.shape[:2], 1))], axis=2)
 
     def crosses(matrices: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        lines = of_images(share, source) @ np.swapaxes(matrices, 1, 2)
-        sides = lines @ np.swapaxes(of_images(corners, target), 1, 2)
+        lines = homogeneous_points(grid, source) @ np.swapaxes(matrices, 1, 2)
+        sides = lines @ np.swapaxes(homogeneous_points(corners, target), 1, 2)
         return ((sides.min(axis=2) < 0) & (sides.max(axis=2) > 0)).any(axis=1)
 
     first, second = pairs.T
     return crosses(fundamentals, first, second) & crosses(np.swapaxes(fundamentals, 1, 2), second, first)
 
 
-def _whole(sizes: Int[np.ndarray, "m 2"], pairs: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 4"]:
+def _full_boxes(sizes: Int[np.ndarray, "m 2"], pairs: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 4"]:
     """Boxes that cover the whole images."""
     return np.concatenate([np.full((*pairs.shape, 2), -0.5), sizes[pairs] - 0.5], axis=2)
 
@@ -389,16 +395,16 @@ def _read_boxes(
     tree: FileTree, folder: str, table: CameraTable, pairs: Int[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 2 4"]:
     """The boxes in pairs.json; whole images if it is missing, invalid or made for other pairs."""
-    whole = _whole(table.sizes, pairs)
+    full = _full_boxes(table.sizes, pairs)
     try:
-        told = json.loads(tree.text(folder + STATISTICS))
-        if told["of_pairs"] != digest(tree.text(folder + PAIRS)):
-            return whole
-        boxes = np.array([told["box0"], told["box1"]], dtype=np.float64)
+        statistics = json.loads(tree.text(folder + STATISTICS))
+        if statistics["of_pairs"] != digest(tree.text(folder + PAIRS)):
+            return full
+        boxes = np.array([statistics["box0"], statistics["box1"]], dtype=np.float64)
     except (BadInputError, ValueError, KeyError, TypeError, RecursionError):
-        return whole
+        return full
     if boxes.shape != (2, len(pairs), 4) or not np.isfinite(boxes).all():
-        return whole
+        return full
     return np.swapaxes(boxes, 0, 1)
 
 
@@ -415,46 +421,46 @@ def split_pairs(pairs: PosedPairs, share: float, seed: int) -> tuple[PosedPairs,
     would be empty.
     """
     generator = np.random.default_rng([seed, 3])
-    learned, held = [], []
+    training, validation = [], []
     for number, scene in enumerate(pairs.scenes):
         rows = np.flatnonzero(pairs.pairs[:, 0] == number)
         if not len(rows):
             continue
         of_scene = pairs.pairs[rows, 1:]
-        out = _grown(of_scene, len(scene.image_names), share, generator)[of_scene]
-        train, test = ~out.any(axis=1), out.all(axis=1)
+        held_out = _grow_held_out(of_scene, len(scene.image_names), share, generator)[of_scene]
+        train, test = ~held_out.any(axis=1), held_out.all(axis=1)
         if not test.any() or not train.any():
-            test = _some(len(rows), share, generator)
+            test = _random_subset(len(rows), share, generator)
             train = ~test
             LOGGER.info("%s: too few images to hold some out; pairs are held out instead", scene.name)
-        learned.append(rows[train])
-        held.append(rows[test])
-    parts = [np.concatenate(part) if part else np.zeros(0, np.int64) for part in (learned, held)]
+        training.append(rows[train])
+        validation.append(rows[test])
+    parts = [np.concatenate(part) if part else np.zeros(0, np.int64) for part in (training, validation)]
     if not all(len(part) for part in parts):
         raise BadInputError(f"only {len(pairs)} pairs: too few for training and validation")
     return pairs.select(parts[0]), pairs.select(parts[1])
 
 
-def _grown(
+def _grow_held_out(
     of_scene: Int[np.ndarray, "n 2"], images: int, share: float, generator: np.random.Generator
 ) -> Bool[np.ndarray, " m"]:
     """Images to hold out: a random one, then repeatedly the image with the most pairs with those held out so far."""
     wanted = round(share * images)
-    held = np.zeros(images, bool)
+    held_out = np.zeros(images, bool)
     tie = generator.random(images)
-    while held.sum() < wanted:
+    while held_out.sum() < wanted:
         links = np.zeros(images)
-        for one, other in ((0, 1), (1, 0)):
-            np.add.at(links, of_scene[:, one], held[of_scene[:, other]].astype(float))
+        for side, other in ((0, 1), (1, 0)):
+            np.add.at(links, of_scene[:, side], held_out[of_scene[:, other]].astype(float))
         paired = np.bincount(of_scene.ravel(), minlength=images) > 0
-        score = np.where(held | ~paired, -1.0, links + tie)
+        score = np.where(held_out | ~paired, -1.0, links + tie)
         if score.max() < 0:
             break
-        held[score.argmax()] = True
-    return held
+        held_out[score.argmax()] = True
+    return held_out
 
 
-def _some(count: int, share: float, generator: np.random.Generator) -> Bool[np.ndarray, " n"]:
+def _random_subset(count: int, share: float, generator: np.random.Generator) -> Bool[np.ndarray, " n"]:
     """A random fraction of the pairs, at least one if there are two or more."""
     chosen = np.zeros(count, bool)
     chosen[generator.permutation(count)[: max(round(share * count), int(count > 1))]] = True

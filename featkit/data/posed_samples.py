@@ -103,8 +103,11 @@ class PosedSamples:
         scene, *images = (int(v) for v in self._pairs.pairs[index])
         place, zoom = generator.random(2), draw_zoom(self._config.canvas, generator)
         boxes = self._pairs.boxes[index]
-        seen = [self._seen(scene, image, place, box, zoom, generator) for image, box in zip(images, boxes, strict=True)]
-        (image0, valid0, warp0), (image1, valid1, warp1) = seen
+        canvases = [
+            self._draw_canvas_view(scene, image, place, box, zoom, generator)
+            for image, box in zip(images, boxes, strict=True)
+        ]
+        (image0, valid0, warp0), (image1, valid1, warp1) = canvases
         fundamental = warped_fundamental(self._pairs.fundamental01(index), warp0, warp1)
         return PosedSample(image0, image1, fundamental, valid0, valid1, warp0, warp1, self._pairs.names(index))
 
@@ -123,7 +126,7 @@ class PosedSamples:
             tuple(sample.names for sample in samples),
         )
 
-    def _seen(
+    def _draw_canvas_view(
         self,
         scene: int,
         image: int,
@@ -136,9 +139,11 @@ class PosedSamples:
         pixels = self._cache.get((scene, image), lambda: self._pairs.pixels(scene, image))
         size = pixels.shape[1], pixels.shape[0]
         onto_canvas = draw_canvas(config.canvas, size, generator, place, box, zoom)
-        whole = draw_view(config.views, config.canvas.size, generator) @ onto_canvas
-        canvas, valid = on_canvas(pixels, whole, config.canvas, config.jitter, config.photometric, generator)
-        return canvas, valid, whole
+        canvas_from_image = draw_view(config.views, config.canvas.size, generator) @ onto_canvas
+        canvas, valid = on_canvas(
+            pixels, canvas_from_image, config.canvas, config.jitter, config.photometric, generator
+        )
+        return canvas, valid, canvas_from_image
 
 
 def on_canvas(
@@ -227,9 +232,9 @@ class HomographyPairs:
     ):
         self._config, self._cache = config or HomographyConfig(), PixelCache(cache_mb)
         self._teacher, self._taught = teacher, taught
-        self.files = [(*found, source) for source in sources for found in photographs(source)]
+        self.files = [(*photograph, source) for source in sources for photograph in photographs(source)]
         if teacher is not None:
-            self.files = [found for found in self.files if teacher.has(found[2], found[1])]
+            self.files = [photograph for photograph in self.files if teacher.has(photograph[2], photograph[1])]
             if not self.files:
                 raise BadInputError("the teacher has features for none of the photographs; check their names")
 
@@ -238,16 +243,16 @@ class HomographyPairs:
 
     def select(self, index: Int[np.ndarray, " k"]) -> HomographyPairs:
         """The photographs at `index`, in that order."""
-        some = copy.copy(self)
-        some.files = [self.files[int(i)] for i in index]
-        some._cache = PixelCache(self._cache.limit_mb)
-        return some
+        selected = copy.copy(self)
+        selected.files = [self.files[int(i)] for i in index]
+        selected._cache = PixelCache(self._cache.limit_mb)
+        return selected
 
     def sample(self, index: int, generator: np.random.Generator) -> HomographySample:
         """Two random views of a photograph. Raises BadInputError if it is broken."""
         config = self._config
         tree, name, source = self.files[index]
-        pixels = self._cache.get(index, lambda: self._load(tree, name))
+        pixels = self._cache.get(index, lambda: self._load_reduced(tree, name))
         size, zoom = (pixels.shape[1], pixels.shape[0]), draw_zoom(config.canvas, generator)
         canvas = draw_canvas(config.canvas, size, generator, zoom=zoom)
         views = [draw_view(config.views, config.canvas.size, generator) for _ in range(2)]
@@ -279,18 +284,18 @@ class HomographyPairs:
             stacked("valid0"),
             stacked("valid1"),
             tuple(sample.name for sample in samples),
-            self._stacked_points(samples),
+            self._stack_taught(samples),
         )
 
     @staticmethod
-    def _stacked_points(samples: Sequence[HomographySample]) -> TaughtPoints | None:
+    def _stack_taught(samples: Sequence[HomographySample]) -> TaughtPoints | None:
         points = [sample.taught[view] for view in range(2) for sample in samples if sample.taught is not None]
         if not points:
             return None
         names = ("points", "descriptors", "scores", "shown")
-        return TaughtPoints(*(np.stack([getattr(one, name) for one in points]) for name in names))
+        return TaughtPoints(*(np.stack([getattr(canvas_points, name) for canvas_points in points]) for name in names))
 
-    def _load(self, tree: FileTree, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    def _load_reduced(self, tree: FileTree, name: str) -> UInt8[np.ndarray, "h w 3"]:
         canvas = self._config.canvas
         return reduced(tree.upright_pixels(name), round(CACHED_PX * canvas.zoom_max * max(canvas.size)))
 
@@ -300,10 +305,10 @@ def photographs(source: Path) -> list[tuple[FileTree, str]]:
     if source.is_file() and is_image(source.name):
         return [(FileTree(source.parent), source.name)]
     tree = open_tree(source)
-    found = [(tree, name) for name in tree.names() if is_image(name)]
-    if not found:
+    images = [(tree, name) for name in tree.names() if is_image(name)]
+    if not images:
         raise BadInputError(f"{source}: no photographs in it")
-    return found
+    return images
 
 
 def reduced(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -381,11 +386,11 @@ class PairFeed(Generic[SampleT, BatchT]):
         """The next batch; the time spent waiting for it is added to `waited_s`. Raises errors of the samples."""
         started = time.perf_counter()
         if self._pool is None:
-            samples = [self._make(*task) for task in self._tasks(self._next)]
+            samples = [self._draw_sample(*task) for task in self._tasks(self._next)]
         else:
             while len(self._waiting) < AHEAD:
-                ahead = self._tasks(self._next + len(self._waiting))
-                self._waiting.append([self._pool.submit(self._make, *task) for task in ahead])
+                tasks = self._tasks(self._next + len(self._waiting))
+                self._waiting.append([self._pool.submit(self._draw_sample, *task) for task in tasks])
             samples = [future.result() for future in self._waiting[0]]
             self._waiting.popleft()
         self._next += 1
@@ -399,12 +404,12 @@ class PairFeed(Generic[SampleT, BatchT]):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from a state."""
-        self._drop_waiting()
+        self._cancel_waiting()
         self._next = int(state["batches"])
 
     def close(self) -> None:
         """Stop prefetching."""
-        self._drop_waiting()
+        self._cancel_waiting()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -412,10 +417,10 @@ class PairFeed(Generic[SampleT, BatchT]):
         numbers = [batch * self._batch_size + row for row in self._rows]
         return [(number, self._order[number]) for number in numbers]
 
-    def _make(self, number: int, index: int) -> SampleT:
+    def _draw_sample(self, number: int, index: int) -> SampleT:
         return self._source.sample(index, np.random.default_rng([self._seed, 2, number]))
 
-    def _drop_waiting(self) -> None:
+    def _cancel_waiting(self) -> None:
         for batch in self._waiting:
             for future in batch:
                 future.cancel()
@@ -431,19 +436,19 @@ class PixelCache:
 
     def __init__(self, limit_mb: float):
         self.limit_mb = limit_mb
-        self._kept: dict[Hashable, np.ndarray] = {}
+        self._pixels: dict[Hashable, np.ndarray] = {}
         self._lock = threading.Lock()
         self.held_bytes = 0
 
     def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> np.ndarray:
         """The pixels of `key`, read-only."""
-        found = self._kept.get(key)
-        if found is not None:
-            return found
+        cached = self._pixels.get(key)
+        if cached is not None:
+            return cached
         pixels = load()
         with self._lock:
-            if key not in self._kept and self.held_bytes + pixels.nbytes <= 1e6 * self.limit_mb:
+            if key not in self._pixels and self.held_bytes + pixels.nbytes <= 1e6 * self.limit_mb:
                 pixels.flags.writeable = False
-                self._kept[key] = pixels
+                self._pixels[key] = pixels
                 self.held_bytes += pixels.nbytes
         return pixels

@@ -49,32 +49,32 @@ class Sampler(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
-class _ClassPass:
+class _ShuffledClasses:
     """Iterates over all classes in random order, reshuffled for each pass; a class recurs only after all others."""
 
     def __init__(self, count: int, generator: np.random.Generator):
         self._count = count
         self._generator = generator
         self._order = np.zeros(0, np.int64)
-        self._at = 0
+        self._position = 0
 
     def ahead(self, number: int) -> Int[np.ndarray, " n"]:
         """The next `number` classes, all different; they remain the next ones until `advance`."""
-        left = self._order[self._at :]
-        if len(left) < number:
+        remaining = self._order[self._position :]
+        if len(remaining) < number:
             fresh = self._generator.permutation(self._count)
             # Classes that are still due in the old pass are moved to the end of the new one.
-            self._order, self._at = np.concatenate([left, fresh[~np.isin(fresh, left)], left]), 0
-        return self._order[self._at : self._at + number]
+            self._order, self._position = np.concatenate([remaining, fresh[~np.isin(fresh, remaining)], remaining]), 0
+        return self._order[self._position : self._position + number]
 
     def advance(self, number: int) -> None:
-        self._at += number
+        self._position += number
 
     def state(self) -> dict[str, Any]:
-        return {"order": self._order[self._at :].copy()}
+        return {"order": self._order[self._position :].copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._order, self._at = np.asarray(state["order"], np.int64), 0
+        self._order, self._position = np.asarray(state["order"], np.int64), 0
 
 
 def usable_classes(classes: Int[np.ndarray, " n"], at_least: int = 2) -> ClassIndex:
@@ -87,15 +87,15 @@ def usable_classes(classes: Int[np.ndarray, " n"], at_least: int = 2) -> ClassIn
     return index
 
 
-class _Drawing:
+class _ClassSampler:
     """Base of all samplers: the generator, the pass over the classes, and their state."""
 
     def __init__(self, index: ClassIndex, generator: np.random.Generator):
         self._index = index
         self._generator = generator
-        self._pass = _ClassPass(len(index), generator)
+        self._pass = _ShuffledClasses(len(index), generator)
 
-    def _next(self, number: int) -> Int[np.ndarray, " n"]:
+    def _take_classes(self, number: int) -> Int[np.ndarray, " n"]:
         rows = self._pass.ahead(number).copy()
         self._pass.advance(number)
         return rows
@@ -108,7 +108,7 @@ class _Drawing:
         self._pass.restore(state)
 
 
-class PairSampler(_Drawing):
+class PairSampler(_ClassSampler):
     """Two distinct patches of each of `batch_size` classes, no class twice in a batch.
 
     Every class is used at least once per pass. same_image_share: fraction of each batch that is drawn from one image
@@ -129,42 +129,42 @@ class PairSampler(_Drawing):
         check_batch(batch_size, len(index))
         self._batch_size = batch_size
         shown = None if images is None or same_image_share == 0 else _ImageClasses.of(index, images)
-        self._shown = shown if shown is not None and len(shown.rows) else None
+        self._image_classes = shown if shown is not None and len(shown.rows) else None
         self._from_image = round(same_image_share * batch_size)
 
     def draw(self) -> BatchPlan:
-        if self._shown is None:
-            rows = self._next(self._batch_size)
+        if self._image_classes is None:
+            rows = self._take_classes(self._batch_size)
             members = draw_members(self._index, rows, 2, self._generator)
         else:
-            near, members = self._of_one_image(self._shown)
-            others = self._others(near)
+            near, members = self._draw_from_image(self._image_classes)
+            others = self._fill_batch(near)
             members = np.concatenate([members, draw_members(self._index, others, 2, self._generator)])
             rows = np.concatenate([near, others])
         filled = np.zeros(members.size, bool)
         return BatchPlan(members.ravel(), rows.repeat(2), 2, filled, np.zeros(len(rows)))
 
-    def _of_one_image(self, shown: _ImageClasses) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
+    def _draw_from_image(self, shown: _ImageClasses) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
         """Classes seen in one image, with its patch of each class and another patch of the class."""
         rows, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for _ in range(MAX_IMAGES):
             missing = self._from_image - len(rows)
             if missing == 0:
                 break
-            here = shown.of_image(int(self._generator.integers(len(shown.rows))))
-            here = here[~np.isin(shown.rows[here], rows)]
-            here = self._generator.permutation(here)[:missing]
-            rows, firsts = np.r_[rows, shown.rows[here]], np.r_[firsts, shown.places[here]]
+            entries = shown.of_image(int(self._generator.integers(len(shown.rows))))
+            entries = entries[~np.isin(shown.rows[entries], rows)]
+            entries = self._generator.permutation(entries)[:missing]
+            rows, firsts = np.r_[rows, shown.rows[entries]], np.r_[firsts, shown.places[entries]]
         counts = self._index.counts[rows]
         seconds = (firsts + 1 + (self._generator.random(len(rows)) * (counts - 1)).astype(np.int64)) % counts
         return rows, self._index.members[self._index.starts[rows][:, None] + np.stack([firsts, seconds], axis=1)]
 
-    def _others(self, taken: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
+    def _fill_batch(self, chosen: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
         """The next classes of the pass that fill the batch; those already taken count as used."""
         ahead = self._pass.ahead(self._batch_size)
-        free = np.flatnonzero(~np.isin(ahead, taken))[: self._batch_size - len(taken)]
-        rows = ahead[free].copy()
-        self._pass.advance(int(free[-1]) + 1 if len(free) else 0)
+        unused = np.flatnonzero(~np.isin(ahead, chosen))[: self._batch_size - len(chosen)]
+        rows = ahead[unused].copy()
+        self._pass.advance(int(unused[-1]) + 1 if len(unused) else 0)
         return rows
 
 
@@ -185,8 +185,8 @@ class _ImageClasses:
         order = np.lexsort((rows, of_image))
         rows, places, of_image = rows[order], places[order], of_image[order]
         first = np.r_[True, (np.diff(of_image) != 0) | (np.diff(rows) != 0)] if len(rows) else np.zeros(0, bool)
-        kept = first & (of_image >= 0)
-        rows, places, of_image = rows[kept], places[kept], of_image[kept]
+        known = first & (of_image >= 0)
+        rows, places, of_image = rows[known], places[known], of_image[known]
         starts, ends = (np.searchsorted(of_image, of_image, side=side) for side in ("left", "right"))
         return _ImageClasses(rows, places, starts, ends)
 
@@ -195,7 +195,7 @@ class _ImageClasses:
         return np.arange(self.starts[place], self.ends[place])
 
 
-class AdaSampler(_Drawing):
+class AdaSampler(_ClassSampler):
     """The candidates of AdaSample: an anchor and `candidates - 1` other patches of each class.
 
     A class of fewer than `class_size` patches is filled with copies of its patches, to be rotated at random.
@@ -213,18 +213,18 @@ class AdaSampler(_Drawing):
         self._batch_size, self._class_size, self._candidates = batch_size, class_size, candidates
 
     def draw(self) -> BatchPlan:
-        rows = self._next(self._batch_size)
+        rows = self._take_classes(self._batch_size)
         counts = self._index.counts[rows]
         size = np.maximum(counts, self._class_size)
         # Indices in the filled class, in random order: the first is the anchor. Index p is a copy if p >= count.
-        places = _distinct(size, self._candidates, self._generator)
+        places = _draw_distinct(size, self._candidates, self._generator)
         members = self._index.members[self._index.starts[rows][:, None] + places % counts[:, None]]
         filled = places >= counts[:, None]
         chance = self._generator.random(len(rows))
         return BatchPlan(members.ravel(), rows.repeat(self._candidates), self._candidates, filled.ravel(), chance)
 
 
-class GroupSampler(_Drawing):
+class GroupSampler(_ClassSampler):
     """Complete classes up to `batch_size` patches; from large classes `max_per_group` random patches.
 
     class_scenes: scene of every class of `index`: half of the batch comes from each of two random scenes (DOAP,
@@ -261,30 +261,30 @@ class GroupSampler(_Drawing):
                 )
 
     def draw(self) -> BatchPlan:
-        rows = self._two_scenes() if self._scenes else self._walk()
-        parts = [self._group(row) for row in rows]
+        rows = self._groups_of_two_scenes() if self._scenes else self._groups_in_order()
+        parts = [self._patches_of_group(row) for row in rows]
         patches = np.concatenate(parts)
         labels = rows.repeat([len(part) for part in parts])
         return BatchPlan(patches, labels, 0, np.zeros(len(patches), bool), np.zeros(0))
 
-    def _walk(self) -> Int[np.ndarray, " g"]:
+    def _groups_in_order(self) -> Int[np.ndarray, " g"]:
         if self._fill_at_random:
-            first = self._next(1)
+            first = self._take_classes(1)
             others = self._generator.permutation(len(self._index))
             rows = np.concatenate([first, others[others != first[0]]])
-            return rows[: _how_many(self._sizes[rows], self._batch_size)]
+            return rows[: _fitting_groups(self._sizes[rows], self._batch_size)]
         rows = self._pass.ahead(min(self._batch_size // 2, len(self._index)))
-        return self._next(_how_many(self._sizes[rows], self._batch_size))
+        return self._take_classes(_fitting_groups(self._sizes[rows], self._batch_size))
 
-    def _two_scenes(self) -> Int[np.ndarray, " g"]:
+    def _groups_of_two_scenes(self) -> Int[np.ndarray, " g"]:
         chosen = self._generator.choice(len(self._scenes), 2, replace=False)
         halves = []
         for number in chosen:
             rows = self._generator.permutation(self._scenes[number])
-            halves.append(rows[: _how_many(self._sizes[rows], self._batch_size // 2)])
+            halves.append(rows[: _fitting_groups(self._sizes[rows], self._batch_size // 2)])
         return np.concatenate(halves)
 
-    def _group(self, row: int) -> Int[np.ndarray, " k"]:
+    def _patches_of_group(self, row: int) -> Int[np.ndarray, " k"]:
         start, count = self._index.starts[row], self._index.counts[row]
         members = self._index.members[start : start + count]
         return members if count <= self._max else self._generator.permutation(members)[: self._max]
@@ -303,11 +303,13 @@ def draw_members(
     index: ClassIndex, rows: Int[np.ndarray, " n"], number: int, generator: np.random.Generator
 ) -> Int[np.ndarray, "n number"]:
     """`number` distinct patches of every class in `rows`, uniformly, in random order."""
-    places = _distinct(index.counts[rows], number, generator)
+    places = _draw_distinct(index.counts[rows], number, generator)
     return index.members[index.starts[rows][:, None] + places]
 
 
-def _distinct(sizes: Int[np.ndarray, " n"], number: int, generator: np.random.Generator) -> Int[np.ndarray, "n number"]:
+def _draw_distinct(
+    sizes: Int[np.ndarray, " n"], number: int, generator: np.random.Generator
+) -> Int[np.ndarray, "n number"]:
     """Row i: `number` distinct integers below sizes[i], uniform over all ordered choices.
 
     The j-th is drawn from the number of free values, then shifted past the smaller values that are taken.
@@ -315,13 +317,13 @@ def _distinct(sizes: Int[np.ndarray, " n"], number: int, generator: np.random.Ge
     drawn = np.empty((len(sizes), number), np.int64)
     for j in range(number):
         value = np.minimum((generator.random(len(sizes)) * (sizes - j)).astype(np.int64), sizes - j - 1)
-        for taken in np.sort(drawn[:, :j], axis=1).T:
-            value += value >= taken
+        for smaller in np.sort(drawn[:, :j], axis=1).T:
+            value += value >= smaller
         drawn[:, j] = value
     return drawn
 
 
-def _how_many(sizes: Int[np.ndarray, " g"], most: int) -> int:
+def _fitting_groups(sizes: Int[np.ndarray, " g"], most: int) -> int:
     """The number of leading groups that fit into `most` patches; at least one."""
     return max(1, int(np.searchsorted(np.cumsum(sizes), most, side="right")))
 
@@ -354,7 +356,9 @@ def choose_positives(
     """
     if math.isinf(exponent):
         return distances.argmax(dim=1)
-    probability = torch.softmax(exponent * _log(distances), dim=1).double() if exponent else _uniform(distances)
+    probability = (
+        torch.softmax(exponent * _safe_log(distances), dim=1).double() if exponent else _uniform_probability(distances)
+    )
     reached = probability.cumsum(dim=1)
     return (reached[:, :-1] <= chance[:, None].double() * reached[:, -1:]).sum(dim=1)
 
@@ -367,9 +371,9 @@ def pair_weights(distances: Float[Tensor, " n"], exponent: float, smallest: floa
     return None if exponent == 0 else 1.0 / distances.clamp(min=smallest)
 
 
-def _log(distances: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+def _safe_log(distances: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     return distances.clamp(min=torch.finfo(distances.dtype).tiny).log()
 
 
-def _uniform(distances: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+def _uniform_probability(distances: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     return torch.full_like(distances, 1.0 / distances.shape[1], dtype=torch.float64)

@@ -49,31 +49,31 @@ def scene_classes(tracks: SceneTracks, detections: Sequence[Detections], config:
     }
     keypoints, extended = elected, tracks
     if config.dense is not None:
-        keypoints, extended = _with_dense(tracks, detections, elected, config)
+        keypoints, extended = _add_dense_keypoints(tracks, detections, elected, config)
     dense = keypoints.points >= len(tracks.points)
     parts, expected = [], []
-    for image, found in enumerate(detections):
-        members, predicted = _in_image(tracks, extended, keypoints, image, found, config)
+    for image, image_detections in enumerate(detections):
+        members, predicted = _members_of_image(tracks, extended, keypoints, image, image_detections, config)
         parts.append(members)
         expected.append(predicted)
     members = Members.joined(parts)
     sizes = np.bincount(members.keypoints, minlength=len(dense))
-    least = np.where(dense, config.dense.min_patches if config.dense else 0, config.min_patches)
-    large = sizes >= least
+    smallest = np.where(dense, config.dense.min_patches if config.dense else 0, config.min_patches)
+    large = sizes >= smallest
     kept = separate(expected, np.where(large, sizes, 0), config) & large
     counts |= {
         "dense_points": int(dense.sum()),
         "classes_too_small": int((~large).sum()),
         "classes_ambiguous": int((large & ~kept).sum()),
     }
-    return kept_classes(SceneClasses(members, keypoints, dense, counts), kept)
+    return select_classes(SceneClasses(members, keypoints, dense, counts), kept)
 
 
-def kept_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneClasses:
+def select_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneClasses:
     """The classes in the mask `kept`, renumbered to 0 .. n-1."""
     members = classes.members.select(np.flatnonzero(kept[classes.members.keypoints]))
-    names = np.cumsum(kept) - 1
-    members = replace(members, keypoints=names[members.keypoints])
+    new_numbers = np.cumsum(kept) - 1
+    members = replace(members, keypoints=new_numbers[members.keypoints])
     counts = {
         "classes": int(kept.sum()),
         "classes_dense": int(classes.dense[kept].sum()),
@@ -84,7 +84,7 @@ def kept_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneCl
     return SceneClasses(members, keypoints, classes.dense[kept], classes.counts | counts)
 
 
-def _with_dense(
+def _add_dense_keypoints(
     tracks: SceneTracks, detections: Sequence[Detections], elected: Keypoints3D, config: ClassesConfig
 ) -> tuple[Keypoints3D, SceneTracks]:
     """Keypoints of tracks, then those of detections with a known depth, for which tracks are added."""
@@ -107,27 +107,27 @@ def _with_dense(
     return keypoints, extended
 
 
-def _in_image(
+def _members_of_image(
     tracks: SceneTracks,
     extended: SceneTracks,
     keypoints: Keypoints3D,
     image: int,
-    found: Detections,
+    detections: Detections,
     config: ClassesConfig,
 ) -> tuple[Members, Predictions]:
     """Members among the detections of an image, and its predicted keypoints."""
     searched = np.zeros(len(extended.points), bool)
     searched[extended.observed_points[extended.observed_images == image]] = True
-    own = searched[keypoints.points]
+    observed = searched[keypoints.points]
     dense = keypoints.points >= len(tracks.points)
-    extra = np.zeros(len(own), bool)
+    extra = np.zeros(len(observed), bool)
     if config.extra_views:
-        asked = np.flatnonzero(~own & ~dense)
-        extra[asked] = visible_in(tracks, image, keypoints.points[asked], config)
-    predicted = predictions(extended, keypoints, image, own | extra)
+        candidates = np.flatnonzero(~observed & ~dense)
+        extra[candidates] = visible_in(tracks, image, keypoints.points[candidates], config)
+    predicted = predictions(extended, keypoints, image, observed | extra)
     share = np.where(extra[predicted.keypoints], config.extra_share, 1.0)
     share = np.where(dense[predicted.keypoints], config.dense_share, share)
-    rows, which = members_in_image(predicted, share, found, config)
+    rows, which = members_in_image(predicted, share, detections, config)
     origins = np.where(extra[rows], Origin.EXTRA, np.where(dense[rows], Origin.DENSE, Origin.MATCHED))
     return Members(rows, np.full(len(rows), image), which, origins), predicted
 
@@ -139,30 +139,32 @@ def separate(
 
     Keypoints of priority 0 are neither kept nor compete with others.
     """
-    found = [_confusable(predicted.select(priority[predicted.keypoints] > 0), config) for predicted in expected]
-    edges = np.unique(np.concatenate(found), axis=0)
-    both = np.concatenate([edges, edges[:, ::-1]])
-    both = both[np.argsort(both[:, 0], kind="stable")]
-    starts = np.searchsorted(both[:, 0], np.arange(len(priority) + 1))
+    ambiguous = [
+        _ambiguous_pairs(predicted.select(priority[predicted.keypoints] > 0), config) for predicted in expected
+    ]
+    edges = np.unique(np.concatenate(ambiguous), axis=0)
+    directed = np.concatenate([edges, edges[:, ::-1]])
+    directed = directed[np.argsort(directed[:, 0], kind="stable")]
+    starts = np.searchsorted(directed[:, 0], np.arange(len(priority) + 1))
     kept = priority > 0
     for keypoint in np.lexsort((np.arange(len(priority)), -priority)):
         if kept[keypoint]:
-            kept[both[starts[keypoint] : starts[keypoint + 1], 1]] = False
+            kept[directed[starts[keypoint] : starts[keypoint + 1], 1]] = False
     return kept
 
 
-def _confusable(predicted: Predictions, config: ClassesConfig) -> Int[np.ndarray, "e 2"]:
+def _ambiguous_pairs(predicted: Predictions, config: ClassesConfig) -> Int[np.ndarray, "e 2"]:
     """Pairs of keypoints closer than `separation` tolerances in position, size and direction."""
-    apart = config.separation
-    reach = apart * config.position_px
+    tolerances = config.separation
+    reach = tolerances * config.position_px
     a, b, distance = PixelGrid(predicted.xy, reach).pairs_within(predicted.xy, reach)
-    once = a < b
-    a, b, distance = a[once], b[once], distance[once]
+    ordered = a < b
+    a, b, distance = a[ordered], b[ordered], distance[ordered]
     sigma = 2.0 ** np.maximum(predicted.log_scales[a], predicted.log_scales[b])
     near = (
-        (distance <= apart * np.minimum(config.position_px, config.position_sigmas * sigma))
-        & (np.abs(predicted.log_scales[a] - predicted.log_scales[b]) <= apart * config.scale_octaves)
-        & (turn(predicted.angles[a], predicted.angles[b]) <= apart * config.orientation_rad)
+        (distance <= tolerances * np.minimum(config.position_px, config.position_sigmas * sigma))
+        & (np.abs(predicted.log_scales[a] - predicted.log_scales[b]) <= tolerances * config.scale_octaves)
+        & (turn(predicted.angles[a], predicted.angles[b]) <= tolerances * config.orientation_rad)
     )
     return np.stack([predicted.keypoints[a[near]], predicted.keypoints[b[near]]], axis=1)
 
@@ -191,16 +193,16 @@ def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: 
     observers[tracks.observed_points, tracks.observed_images] = True
     points, sizes, directions, rows, images = [], [], [], [], []
     first = 0
-    for image, found in enumerate(detections):
+    for image, image_detections in enumerate(detections):
         seen = np.flatnonzero(observers[:, image])
         views = tracks.views(image, seen)
-        known = depths_at(tracks.image_sizes[image], views, found.xy, config)
+        known = depths_at(tracks.image_sizes[image], views, image_detections.xy, config)
         chosen = known.rows
-        world = tracks.back_projected(image, found.xy[chosen], known.depths)
-        own = tracks.views_of(image, world)
+        world = tracks.back_projected(image, image_detections.xy[chosen], known.depths)
+        own_views = tracks.views_of(image, world)
         points.append(world)
-        sizes.append(np.log2(found.scales[chosen] / own.magnification))
-        directions.append(tracks.in_plane(image, own, found.oris[chosen]))
+        sizes.append(np.log2(image_detections.scales[chosen] / own_views.magnification))
+        directions.append(tracks.in_plane(image, own_views, image_detections.oris[chosen]))
         shared = observers[seen[known.neighbours]].sum(axis=1) >= config.shared_neighbours
         shared[:, image] = True
         row, searched = np.nonzero(shared)
@@ -234,8 +236,8 @@ def depths_at(
     query, point, distance = query[order], point[order], distance[order]
     starts = np.searchsorted(query, np.arange(len(xy) + 1))
     chosen = np.flatnonzero(np.diff(starts) >= config.neighbours)
-    pick = starts[chosen][:, None] + np.arange(config.neighbours)
-    around, distance = point[pick], distance[pick]
+    nearest = starts[chosen][:, None] + np.arange(config.neighbours)
+    around, distance = point[nearest], distance[nearest]
     inverse = 1.0 / views.depth[around]
     offset = (views.xy[around] - xy[chosen][:, None]) / radius
     weights = 1.0 / (distance / radius + 0.05) ** 2
@@ -267,7 +269,7 @@ def visible_in(
     chosen = np.flatnonzero(inside)
     chosen = chosen[_seen_from_similar_direction(tracks, points[chosen], views.directions[chosen], config)]
     visible = np.zeros(len(points), bool)
-    chosen = chosen[_at_seen_depth(tracks, image, views, chosen, config)]
+    chosen = chosen[_at_observed_depth(tracks, image, views, chosen, config)]
     visible[chosen] = True
     return visible
 
@@ -289,7 +291,7 @@ def _seen_from_similar_direction(
     return nearest >= np.cos(np.radians(config.max_view_angle_deg))
 
 
-def _at_seen_depth(
+def _at_observed_depth(
     tracks: SceneTracks, image: int, views: Views, chosen: Int[np.ndarray, " n"], config: ClassesConfig
 ) -> Bool[np.ndarray, " n"]:
     """Whether the depth agrees with the median depth of the nearest points that the image observed."""

@@ -70,10 +70,10 @@ def is_index(tree: FileTree, name: str) -> bool:
     """Whether a file of the tree is one of these indices."""
     if name.endswith(".npz") and "/" not in name:  # the root may be scene_info itself
         return SCENE_INFO.search(f"{tree.root.name}/{name}") is not None
-    return SCENE_INFO.search(name) is not None or _is_disk(tree, name)
+    return SCENE_INFO.search(name) is not None or _is_disk_index(tree, name)
 
 
-def _is_disk(tree: FileTree, name: str) -> bool:
+def _is_disk_index(tree: FileTree, name: str) -> bool:
     """Whether a file is DISK's dataset.json; featkit writes a different file of that name."""
     if name.rsplit("/", 1)[-1] != DATASET:
         return False
@@ -81,7 +81,9 @@ def _is_disk(tree: FileTree, name: str) -> bool:
         scenes = json.loads(tree.text(name))
     except (BadInputError, ValueError, RecursionError):
         return False
-    return isinstance(scenes, dict) and any(isinstance(one, dict) and "calib_path" in one for one in scenes.values())
+    return isinstance(scenes, dict) and any(
+        isinstance(scene, dict) and "calib_path" in scene for scene in scenes.values()
+    )
 
 
 def read_indices(
@@ -96,16 +98,16 @@ def read_indices(
     if names and tree.archive is not None:
         raise BadInputError(f"{tree.root}: scene_info inside a zip is not supported; unpack it next to the photographs")
     arrays = [name for name in names if name.endswith(".npz") and wanted(_scene_name(name))]
-    merged: dict[str, _Npz] = {}
+    merged: dict[str, _SceneArrays] = {}
     with progress("read scene info", len(arrays), "files") as advance:
         for name in arrays:
-            found = _Npz.read(tree, name)
-            key = found.identity()
-            merged[key] = found if key not in merged else merged[key].joined(found)
+            scene_arrays = _SceneArrays.read(tree, name)
+            key = scene_arrays.identity()
+            merged[key] = scene_arrays if key not in merged else merged[key].joined(scene_arrays)
             advance(1)
     with progress("look for photographs", len(merged), "scenes") as advance:
-        for one in merged.values():
-            yield one.scene(tree, limits)
+        for merged_scene in merged.values():
+            yield merged_scene.scene(tree, limits)
             advance(1)
     for name in names:
         if not name.endswith(".npz"):
@@ -120,7 +122,7 @@ def _scene_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Npz:
+class _SceneArrays:
     """One .npz. images, depths: paths, "" for None. intrinsics, poses (3 x 4): NaN if missing."""
 
     name: str
@@ -133,7 +135,7 @@ class _Npz:
     overlaps: Float[np.ndarray, " n"]
 
     @classmethod
-    def read(cls, tree: FileTree, name: str) -> _Npz:
+    def read(cls, tree: FileTree, name: str) -> _SceneArrays:
         where = tree.where(name)
         arrays = read_npz(Path(where), where, ARRAYS)
         missing = next((key for key in ARRAYS[:4] if key not in arrays and key != "depth_paths"), None)
@@ -142,11 +144,11 @@ class _Npz:
                 f"{where}: no {missing or 'pair_infos or overlap_matrix'} in it, so it is not a scene_info file"
             )
         try:
-            images = _texts(arrays["image_paths"])
-            depths = _texts(arrays["depth_paths"]) if "depth_paths" in arrays else ("",) * len(images)
-            intrinsics = _matrices(arrays["intrinsics"], len(images), 3)
-            poses = _matrices(arrays["poses"], len(images), 4)
-            pairs, overlaps = _pairs_of(arrays, len(images))
+            images = _to_paths(arrays["image_paths"])
+            depths = _to_paths(arrays["depth_paths"]) if "depth_paths" in arrays else ("",) * len(images)
+            intrinsics = _to_matrices(arrays["intrinsics"], len(images), 3)
+            poses = _to_matrices(arrays["poses"], len(images), 4)
+            pairs, overlaps = _read_overlaps(arrays, len(images))
         except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise BadInputError(f"{where}: not a valid scene_info file ({str(error)[:100]})") from None
         return cls(name, _scene_name(name), images, depths, intrinsics, poses, pairs, overlaps)
@@ -155,7 +157,7 @@ class _Npz:
         """A digest of images and cameras: equal for files of the same scene."""
         return digest(*self.images, hashlib.sha256(self.intrinsics.tobytes() + self.poses.tobytes()).hexdigest())
 
-    def joined(self, other: _Npz) -> _Npz:
+    def joined(self, other: _SceneArrays) -> _SceneArrays:
         """Merge with the pairs of another file for the same images; common pairs are kept once."""
         pairs = np.concatenate([self.pairs, other.pairs])
         overlaps = np.concatenate([self.overlaps, other.overlaps])
@@ -172,8 +174,10 @@ class _Npz:
         usable = np.array([bool(path) for path in self.images]) & np.isfinite(self.poses).all(axis=(1, 2))
         usable &= np.isfinite(self.intrinsics).all(axis=(1, 2))
         pairs = pairs[usable[pairs].all(axis=1)]
-        base = _Base.of(tree, self.name)
-        files = _present(where, pairs, lambda row: base.photograph(self.images[row], self.depths[row]), self.images)
+        folders = _BaseFolders.of(tree, self.name)
+        files = _existing_files(
+            where, pairs, lambda row: folders.photograph(self.images[row], self.depths[row]), self.images
+        )
         pairs = pairs[np.isin(pairs, list(files)).all(axis=1)]
         if not len(pairs):
             return f"{where}: no pair whose photographs both exist; put them where its image_paths point"
@@ -181,16 +185,16 @@ class _Npz:
         table = CameraTable(
             tuple(self.images[row] for row in rows),
             rows,
-            np.array([base.size_of(self.depths[row]) or stored_size(files[row]) for row in rows.tolist()]),
+            np.array([folders.size_of(self.depths[row]) or stored_size(files[row]) for row in rows.tolist()]),
             self.intrinsics[rows],
             self.poses[rows, :, :3],
             self.poses[rows, :, 3],
         )
-        found = tuple(str(files[row]) for row in rows.tolist())
-        return IndexedScene(self.scene_name, where, table, found, np.searchsorted(rows, pairs))
+        paths = tuple(str(files[row]) for row in rows.tolist())
+        return IndexedScene(self.scene_name, where, table, paths, np.searchsorted(rows, pairs))
 
 
-def _present(
+def _existing_files(
     where: str, pairs: Int[np.ndarray, "n 2"], find: Callable[[int], Path | None], names: Sequence[str]
 ) -> dict[int, Path]:
     """The files of the images in pairs, by row; missing ones are reported in one warning."""
@@ -205,7 +209,7 @@ def _present(
     return files
 
 
-def _texts(values: np.ndarray) -> tuple[str, ...]:
+def _to_paths(values: np.ndarray) -> tuple[str, ...]:
     """Paths; "" for None, an empty string or NaN."""
     if values.ndim != 1:
         raise ValueError(f"paths of shape {values.shape}")
@@ -213,21 +217,21 @@ def _texts(values: np.ndarray) -> tuple[str, ...]:
     return tuple(value if isinstance(value, str) else "" for value in texts)
 
 
-def _matrices(values: np.ndarray, count: int, columns: int) -> Float[np.ndarray, "m 3 c"]:
+def _to_matrices(values: np.ndarray, count: int, columns: int) -> Float[np.ndarray, "m 3 c"]:
     """The first three rows of matrices, which may be stored flat; NaN for None."""
     if len(values) != count:
         raise ValueError(f"{len(values)} matrices for {count} images")
-    found = np.full((count, 3, columns), np.nan)
+    matrices = np.full((count, 3, columns), np.nan)
     for row, value in enumerate(values):
         if value is not None:
             matrix = np.asarray(value, dtype=np.float64).reshape(-1, columns)
             if len(matrix) < 3:
                 raise ValueError(f"a matrix of {matrix.size} numbers")
-            found[row] = matrix[:3]
-    return found
+            matrices[row] = matrix[:3]
+    return matrices
 
 
-def _pairs_of(arrays: dict[str, np.ndarray], count: int) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
+def _read_overlaps(arrays: dict[str, np.ndarray], count: int) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
     """All pairs of an index, with their overlaps."""
     if "pair_infos" in arrays:
         rows = list(arrays["pair_infos"])
@@ -246,14 +250,14 @@ def _pairs_of(arrays: dict[str, np.ndarray], count: int) -> tuple[Int[np.ndarray
     return pairs[differ], overlaps[differ]
 
 
-class _Base:
+class _BaseFolders:
     """The folders to which the paths of an index may be relative; the one with the previous file is tried first."""
 
     def __init__(self, folders: Sequence[Path]):
         self._folders, self._last = folders, folders[0]
 
     @classmethod
-    def of(cls, tree: FileTree, name: str) -> _Base:
+    def of(cls, tree: FileTree, name: str) -> _BaseFolders:
         """The folders above an index, nearest first, each followed by its subfolders."""
         folders: list[Path] = []
         for folder in list(Path(tree.where(name)).absolute().parents)[1 : 1 + ABOVE]:
@@ -282,47 +286,52 @@ class _Base:
 
 def _is_file(folder: Path, path: str) -> bool:
     """Whether the path is a file inside the folder."""
-    inside = PurePosixPath(path)
+    relative = PurePosixPath(path)
     try:
-        return not inside.is_absolute() and ".." not in inside.parts and (folder / inside).is_file()
+        return not relative.is_absolute() and ".." not in relative.parts and (folder / relative).is_file()
     except (OSError, ValueError):  # a name that is too long or invalid for the file system
         return False
 
 
 def _disk_scenes(tree: FileTree, name: str, wanted: Callable[[str], bool]) -> Iterator[IndexedScene | str]:
     where, folder = tree.where(name), Path(tree.where(name)).absolute().parent
-    for scene, told in json.loads(tree.text(name)).items():
+    for scene, entry in json.loads(tree.text(name)).items():
         if not wanted(scene):
             continue
         try:
-            images, tuples = [str(image) for image in told["images"]], told["tuples"]
-            places = [Path(told[key]) for key in ("image_path", "calib_path")]
+            images, tuples = [str(image) for image in entry["images"]], entry["tuples"]
+            places = [Path(entry[key]) for key in ("image_path", "calib_path")]
             photographs, calibrations = (place if place.is_dir() else folder / place for place in places)
-            pairs = [(int(a), int(b)) for each in tuples for i, a in enumerate(each) for b in each[i + 1 :]]
+            pairs = [
+                (int(a), int(b))
+                for images_of_tuple in tuples
+                for i, a in enumerate(images_of_tuple)
+                for b in images_of_tuple[i + 1 :]
+            ]
             if pairs and not (np.min(pairs) >= 0 and np.max(pairs) < len(images)):
                 raise ValueError(f"image indices of tuples are out of range for {len(images)} images")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadInputError(f"{where}: {scene!r}: not in DISK's format ({str(error)[:100]})") from None
-        unique = np.unique(np.sort(np.array(pairs, np.int64).reshape(-1, 2), axis=1), axis=0)
-        files = _present(where, unique, functools.partial(_disk_photograph, photographs, images), images)
-        unique = unique[(unique[:, 0] != unique[:, 1]) & np.isin(unique, list(files)).all(axis=1)]
-        if not len(unique):
+        pair_rows = np.unique(np.sort(np.array(pairs, np.int64).reshape(-1, 2), axis=1), axis=0)
+        files = _existing_files(where, pair_rows, functools.partial(_disk_photograph, photographs, images), images)
+        pair_rows = pair_rows[(pair_rows[:, 0] != pair_rows[:, 1]) & np.isin(pair_rows, list(files)).all(axis=1)]
+        if not len(pair_rows):
             yield f"{where}: {scene!r}: its tuples have no pair whose photographs both exist"
             continue
-        rows = np.unique(unique)
-        kept = [read_h5(calibrations / f"calibration_{images[row]}.h5", ("K", "R", "T")) for row in rows]
-        if any((k["K"].size, k["R"].size, k["T"].size) != (9, 9, 3) for k in kept):
+        rows = np.unique(pair_rows)
+        calibration = [read_h5(calibrations / f"calibration_{images[row]}.h5", ("K", "R", "T")) for row in rows]
+        if any((k["K"].size, k["R"].size, k["T"].size) != (9, 9, 3) for k in calibration):
             raise BadInputError(f"{calibrations}: K and R must be 3 x 3 and T must have 3 numbers; create them again")
         table = CameraTable(
             tuple(images[row] for row in rows),
             rows,
             np.array([stored_size(files[row]) for row in rows.tolist()]),
-            np.stack([k["K"].reshape(3, 3) for k in kept]),
-            np.stack([k["R"].reshape(3, 3) for k in kept]),
-            np.stack([k["T"].ravel() for k in kept]),
+            np.stack([k["K"].reshape(3, 3) for k in calibration]),
+            np.stack([k["R"].reshape(3, 3) for k in calibration]),
+            np.stack([k["T"].ravel() for k in calibration]),
         )
-        found = tuple(str(files[row]) for row in rows.tolist())
-        yield IndexedScene(scene, where, table, found, np.searchsorted(rows, unique))
+        paths = tuple(str(files[row]) for row in rows.tolist())
+        yield IndexedScene(scene, where, table, paths, np.searchsorted(rows, pair_rows))
 
 
 def _disk_photograph(folder: Path, images: Sequence[str], row: int) -> Path | None:

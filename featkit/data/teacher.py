@@ -37,11 +37,11 @@ class Teacher:
             raise BadInputError(
                 f"{len(files)} teacher file(s) for {len(folders)} folder(s) of photographs: give one for each, in order"
             )
-        self._open = ExitStack()
+        self._open_files = ExitStack()
         self._stores: dict[str, FeatureStore] = {}
         lengths = {}
         for folder, file in zip(folders, files, strict=True):
-            store = self._open.enter_context(open_features(file))
+            store = self._open_files.enter_context(open_features(file))
             names = store.names()
             if not names:
                 raise BadInputError(f"{file}: no features in it; extract the photographs of {folder} first")
@@ -69,20 +69,20 @@ class Teacher:
         image_size: width and height of the pixels that `canvas_from_image` maps onto the canvas.
         """
         features = self._stores[str(folder)].read(name)
-        onto = canvas_from_image @ as_homography(resize_affine(features.image_size, image_size))
-        mapped = np.concatenate([features.keypoints, np.ones((len(features), 1))], axis=1) @ onto.T
+        canvas_from_file = canvas_from_image @ as_homography(resize_affine(features.image_size, image_size))
+        mapped = np.concatenate([features.keypoints, np.ones((len(features), 1))], axis=1) @ canvas_from_file.T
         front = mapped[:, 2] > 0  # the sign of a view's homography counts: see draw_view
-        places = mapped[:, :2] / np.where(front, mapped[:, 2], 1.0)[:, None]
-        inside = front & ((places >= 0) & (places <= np.array(canvas_size) - 1)).all(axis=1)
+        positions = mapped[:, :2] / np.where(front, mapped[:, 2], 1.0)[:, None]
+        inside = front & ((positions >= 0) & (positions <= np.array(canvas_size) - 1)).all(axis=1)
         best = np.flatnonzero(inside)
         best = best[np.argsort(-features.scores[best], kind="stable")[:count]]
         points = np.zeros((count, 2), np.float32)
         descriptors = np.zeros((count, self.dimension), np.float32)
         scores = np.zeros(count, np.float32)
-        points[: len(best)], scores[: len(best)] = places[best], features.scores[best]
+        points[: len(best)], scores[: len(best)] = positions[best], features.scores[best]
         descriptors[: len(best)] = features.descriptors[best]
         return TaughtPoints(points, descriptors, scores, np.arange(count) < len(best))
 
     def close(self) -> None:
         """Close the files."""
-        self._open.close()
+        self._open_files.close()

@@ -135,7 +135,7 @@ class Photographs:
     licence: str
 
 
-def kept_of(items: Sequence[T], work: Callable[[T], object]) -> list[T]:
+def skip_empty_scenes(items: Sequence[T], work: Callable[[T], object]) -> list[T]:
     """Call `work` for all items; returns those without an EmptySceneError. The others are skipped with a warning.
 
     Raises the first EmptySceneError if no item is left.

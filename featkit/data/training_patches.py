@@ -33,11 +33,11 @@ def read_training_patches(paths: Sequence[Path], config: PatchDataConfig | None 
     paths: folders in PhotoTour's format, packs (or one set of a pack), folders of hpatches-release or of RomePatches;
     the format is detected from the files. Raises BadInputError, and UsageError for a split that does not exist.
     """
-    sets = [_read(path, config or PatchDataConfig()) for path in paths]
-    return sets[0] if len(sets) == 1 else union(sets, "+".join(one.name for one in sets))
+    sets = [_read_patch_set(path, config or PatchDataConfig()) for path in paths]
+    return sets[0] if len(sets) == 1 else union(sets, "+".join(patch_set.name for patch_set in sets))
 
 
-def _read(path: Path, config: PatchDataConfig) -> PatchSet:
+def _read_patch_set(path: Path, config: PatchDataConfig) -> PatchSet:
     if is_rome(path):
         return read_rome(path, config.rome_part).as_patch_set(config.rome_part)
     if not is_hpatches(path):

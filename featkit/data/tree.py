@@ -36,10 +36,10 @@ class FileTree:
     def names(self) -> list[str]:
         """All files, sorted, without hidden ones. Links to folders are followed, into each folder once."""
         if self.archive is not None:
-            found = [n[len(self.prefix) :] for n in self.archive.namelist() if n.startswith(self.prefix)]
+            files = [n[len(self.prefix) :] for n in self.archive.namelist() if n.startswith(self.prefix)]
         else:
-            found = list(_files_below(self.root))
-        return sorted(n for n in found if n and not n.endswith("/") and not any(p[:1] == "." for p in n.split("/")))
+            files = list(_files_below(self.root))
+        return sorted(n for n in files if n and not n.endswith("/") and not any(p[:1] == "." for p in n.split("/")))
 
     def read(self, name: str) -> bytes:
         """A file's content. Raises BadInputError."""
@@ -99,10 +99,10 @@ def _files_below(root: Path) -> Iterator[str]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
+                sorted_entries = sorted(entries, key=lambda entry: entry.name)
         except OSError:  # a broken link, or a folder without read permission: treated as empty
             continue
-        for entry in inside:
+        for entry in sorted_entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if not _is_folder(entry):
                 yield name

@@ -71,7 +71,7 @@ def pinhole_of(
             sides.append((projector.rays(points @ linear.T + offset)[:, :2] @ linear)[:, axis])
         inner.append((sides[0].max(), sides[1].min()))
     (left, right), (top, bottom) = inner
-    focal = _focal(projector)
+    focal = _focal_length(projector)
     ideal = focal * np.array([right - left, bottom - top])
     if not np.all((ideal > edges / STRETCH_MAX) & (ideal < edges * STRETCH_MAX)):
         raise ValueError("its lens distortion is implausible")
@@ -83,7 +83,7 @@ def pinhole_of(
     return Pinhole((width, height), np.array([[fx, 0, -left * fx], [0, fy, -top * fy], [0, 0, 1]]), turn)
 
 
-def _focal(projector: Projector) -> float:
+def _focal_length(projector: Projector) -> float:
     """Focal length at the principal point, px: the square root of fx fy."""
     rays = np.array([[STEP, 0, 1], [-STEP, 0, 1], [0, STEP, 1], [0, -STEP, 1]])
     right, left, down, up = projector.project(rays)
@@ -94,24 +94,24 @@ def _focal(projector: Projector) -> float:
 def pinhole_picture(image: DecodedImage, projector: Projector, pinhole: Pinhole) -> UInt8[np.ndarray, "h w 3"]:
     """The image of the pinhole camera, from the upright photograph. Raises ValueError for a folding lens."""
     width, height = pinhole.size
-    focal = _focal(projector)
+    focal = _focal_length(projector)
     samples = max(1, math.ceil(focal / min(pinhole.intrinsics[0, 0], pinhole.intrinsics[1, 1]) - WHOLE))
-    places = _places(image, projector, pinhole)
-    if not np.isfinite(places).all():
+    positions = _source_positions(image, projector, pinhole)
+    if not np.isfinite(positions).all():
         raise ValueError("its lens distortion folds the image")
     how = cv2.INTER_CUBIC if samples == 1 else cv2.INTER_LINEAR
     picture = np.empty((height, width, 3), image.pixels.dtype)
     for first in range(0, height, STRIP_ROWS):
         rows = min(STRIP_ROWS, height - first)
-        around = places[first : first + rows + 2]
+        around = positions[first : first + rows + 2]
         dense = cv2.resize(around, ((width + 2) * samples, (rows + 2) * samples), interpolation=cv2.INTER_LINEAR)
         dense = dense[samples:-samples, samples:-samples]
-        read = cv2.remap(image.pixels, dense[..., 0], dense[..., 1], how, borderMode=cv2.BORDER_REPLICATE)
-        picture[first : first + rows] = cv2.resize(read, (width, rows), interpolation=cv2.INTER_AREA)
+        sampled = cv2.remap(image.pixels, dense[..., 0], dense[..., 1], how, borderMode=cv2.BORDER_REPLICATE)
+        picture[first : first + rows] = cv2.resize(sampled, (width, rows), interpolation=cv2.INTER_AREA)
     return picture
 
 
-def _places(image: DecodedImage, projector: Projector, pinhole: Pinhole) -> Float[np.ndarray, "h w 2"]:
+def _source_positions(image: DecodedImage, projector: Projector, pinhole: Pinhole) -> Float[np.ndarray, "h w 2"]:
     """The position in the photograph of every pixel of the pinhole image, which is padded by one pixel on each side."""
     width, height = pinhole.size
     u, v = np.meshgrid(np.arange(-1, width + 1) + COLMAP_ORIGIN, np.arange(-1, height + 1) + COLMAP_ORIGIN)

@@ -85,7 +85,7 @@ def unpack(
     """
     budget = _Budget(archive, config or UnpackConfig())
     with making(folder, owned=owned, named=None if named is None else lambda: named(budget.files)) as new:
-        with _explained(archive):
+        with _explain_damage(archive):
             if zipfile.is_zipfile(archive):
                 _unpack_zip(archive, new, budget)
             else:
@@ -93,12 +93,12 @@ def unpack(
         if not budget.files:
             raise BadInputError(f"{archive}: an empty archive")
         with explained(folder):
-            _without_shell(new)
+            _strip_top_folder(new)
     return budget.files
 
 
 @contextmanager
-def _explained(archive: Path) -> Iterator[None]:
+def _explain_damage(archive: Path) -> Iterator[None]:
     try:
         yield
     except FeatkitError:
@@ -111,7 +111,7 @@ def _explained(archive: Path) -> Iterator[None]:
         ) from None
 
 
-class _Bounded(io.RawIOBase):
+class _BoundedReader(io.RawIOBase):
     """The decompressed content of a tar archive, with a limit on the size of one read.
 
     tarfile reads the header of an entry in one piece, no matter how long it claims to be.
@@ -141,12 +141,12 @@ def _unpack_zip(archive: Path, work: Path, budget: _Budget) -> None:
             mode = entry.external_attr >> 16
             if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0):
                 raise BadInputError(f"{archive}: {entry.filename!r} is a link or a device; not unpacked")
-            path = _inside(archive, work, entry.filename)
+            path = _entry_path(archive, work, entry.filename)
             if entry.is_dir():
                 _make_folder(archive, path)
                 continue
             with file.open(entry) as source:
-                _write(archive, source, path, budget)
+                _write_entry(archive, source, path, budget)
 
 
 def _unpack_tar(archive: Path, work: Path, budget: _Budget) -> None:
@@ -155,7 +155,7 @@ def _unpack_tar(archive: Path, work: Path, budget: _Budget) -> None:
         packed.seek(0)
         opened = next((opener for magic, opener in PACKED.items() if head.startswith(magic)), None)
         content: IO[bytes] = packed if opened is None else opened(packed)
-        with content, tarfile.open(fileobj=_Bounded(archive, content), mode="r:") as file:
+        with content, tarfile.open(fileobj=_BoundedReader(archive, content), mode="r:") as file:
             _unpack_entries(archive, work, budget, file)
             while rest := content.read(CHUNK):  # gzip's checksum comes after the last entry
                 budget.take(len(rest))
@@ -163,7 +163,7 @@ def _unpack_tar(archive: Path, work: Path, budget: _Budget) -> None:
 
 def _unpack_entries(archive: Path, work: Path, budget: _Budget, file: tarfile.TarFile) -> None:
     for entry in file:
-        path = _inside(archive, work, entry.name)
+        path = _entry_path(archive, work, entry.name)
         if entry.isdir():
             _make_folder(archive, path)
             continue
@@ -171,10 +171,10 @@ def _unpack_entries(archive: Path, work: Path, budget: _Budget, file: tarfile.Ta
         if source is None:
             raise BadInputError(f"{archive}: {entry.name!r} is a link or a device; not unpacked")
         with source:
-            _write(archive, source, path, budget)
+            _write_entry(archive, source, path, budget)
 
 
-def _inside(archive: Path, work: Path, name: str) -> Path:
+def _entry_path(archive: Path, work: Path, name: str) -> Path:
     """The target path of an entry. Raises BadInputError for a name that leads outside the folder on any system."""
     plain = name.replace("\\", "/")
     try:
@@ -190,7 +190,7 @@ def _make_folder(archive: Path, path: Path) -> None:
         raise BadInputError(f"{archive}: {path.name!r} is a file and a folder at once; not unpacked") from None
 
 
-def _write(archive: Path, source: IO[bytes], path: Path, budget: _Budget) -> None:
+def _write_entry(archive: Path, source: IO[bytes], path: Path, budget: _Budget) -> None:
     budget.file()
     _make_folder(archive, path.parent)
     try:
@@ -203,7 +203,7 @@ def _write(archive: Path, source: IO[bytes], path: Path, budget: _Budget) -> Non
             target.write(block)
 
 
-def _without_shell(work: Path) -> None:
+def _strip_top_folder(work: Path) -> None:
     """Remove a top-level folder that contains everything else."""
     inner = [path for path in work.iterdir() if path.name != "__MACOSX"]
     if len(inner) == 1 and inner[0].is_dir():

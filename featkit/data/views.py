@@ -112,7 +112,7 @@ def warp(
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
     """An image on the canvas (width, height), and the mask of its content. Outside, border colours are repeated."""
     size = pixels.shape[1], pixels.shape[0]
-    scale = _middle_scale(canvas_from_image, canvas)
+    scale = _scale_at_centre(canvas_from_image, canvas)
     if scale * REDUCED_FIRST < 1:
         smaller = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
@@ -136,7 +136,7 @@ def content(
     return wide & (down >= -0.5 * depth) & (down <= (size[1] - 0.5) * depth)
 
 
-def _middle_scale(canvas_from_image: Float[np.ndarray, "3 3"], canvas: tuple[int, int]) -> float:
+def _scale_at_centre(canvas_from_image: Float[np.ndarray, "3 3"], canvas: tuple[int, int]) -> float:
     """Canvas pixels per image pixel, at the centre of the canvas."""
     back = np.linalg.inv(canvas_from_image)
     middle = np.array([[canvas[0] / 2 - 0.5, canvas[1] / 2 - 0.5]])
@@ -204,10 +204,10 @@ def jittered(
     if jitter == Jitter():
         return pixels
     changes = (
-        lambda x: _looked_up(x, jitter.brightness, 0.0),
-        lambda x: _contrast(x, jitter.contrast, valid),
-        lambda x: _saturation(x, jitter.saturation),
-        lambda x: _hue(x, jitter.hue),
+        lambda x: _scale_values(x, jitter.brightness, 0.0),
+        lambda x: _change_contrast(x, jitter.contrast, valid),
+        lambda x: _change_saturation(x, jitter.saturation),
+        lambda x: _shift_hue(x, jitter.hue),
     )
     idle = (jitter.brightness == 1, jitter.contrast == 1, jitter.saturation == 1, jitter.hue == 0)
     for which in jitter.order:
@@ -216,25 +216,25 @@ def jittered(
     return pixels
 
 
-def _looked_up(pixels: UInt8[np.ndarray, "h w 3"], factor: float, offset: float) -> UInt8[np.ndarray, "h w 3"]:
+def _scale_values(pixels: UInt8[np.ndarray, "h w 3"], factor: float, offset: float) -> UInt8[np.ndarray, "h w 3"]:
     """factor x + offset of every value, with a lookup table."""
     return cv2.LUT(pixels, np.clip(np.rint(factor * np.arange(256) + offset), 0, 255).astype(np.uint8))
 
 
-def _contrast(
+def _change_contrast(
     pixels: UInt8[np.ndarray, "h w 3"], factor: float, valid: Bool[np.ndarray, "h w"] | None
 ) -> UInt8[np.ndarray, "h w 3"]:
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     mean = cv2.mean(grey, None if valid is None else valid.astype(np.uint8))[0]
-    return _looked_up(pixels, factor, (1 - factor) * mean)
+    return _scale_values(pixels, factor, (1 - factor) * mean)
 
 
-def _saturation(pixels: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
+def _change_saturation(pixels: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(pixels, factor, grey, 1 - factor, 0)
 
 
-def _hue(pixels: UInt8[np.ndarray, "h w 3"], turns: float) -> UInt8[np.ndarray, "h w 3"]:
+def _shift_hue(pixels: UInt8[np.ndarray, "h w 3"], turns: float) -> UInt8[np.ndarray, "h w 3"]:
     """Shift the hue in floating point, as 8-bit hues have steps of 1.4 or 2 degrees."""
     hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # value keeps the range 0 to 255
     hue = hsv[:, :, 0]
@@ -311,28 +311,28 @@ def photometric(
         return pixels
     night = generator.random() < config.night_probability
     light = (np.arange(256, dtype=np.float32) / 255) ** DISPLAY_GAMMA
-    linear = light[pixels] * _gains(config, night, generator)
-    shade = _shade(pixels.shape[:2], config, night, generator)
+    linear = light[pixels] * _draw_gains(config, night, generator)
+    shade = _draw_shade(pixels.shape[:2], config, night, generator)
     if shade is not None:
         linear *= shade[:, :, None]
     share = generator.uniform(0, config.haze)
     if share > 0:
         linear = (1 - share) * linear + np.float32(share * generator.uniform(0.3, 1.0) * float(linear.mean() + 0.1))
-    linear = _blurred(linear, config.blur_px, generator)
-    linear = _noisy(linear, config.noise * (2.0 if night else 1.0) * generator.random(), generator)
+    linear = _random_blur(linear, config.blur_px, generator)
+    linear = _add_noise(linear, config.noise * (2.0 if night else 1.0) * generator.random(), generator)
     gamma = 2.0 ** generator.uniform(-config.gamma_stops, config.gamma_stops) / DISPLAY_GAMMA
     changed = np.rint(255 * np.clip(linear, 0, 1) ** np.float32(gamma)).astype(np.uint8)
-    return _compressed(changed, config.jpeg * generator.random())
+    return _compress_jpeg(changed, config.jpeg * generator.random())
 
 
-def _gains(config: PhotometricConfig, night: bool, generator: np.random.Generator) -> Float32[np.ndarray, "3"]:
+def _draw_gains(config: PhotometricConfig, night: bool, generator: np.random.Generator) -> Float32[np.ndarray, "3"]:
     """Gain of each channel: exposure and colour temperature."""
     exposure = -config.night_stops * generator.uniform(0.25, 1.0) if night else 0.0
     warmth = generator.uniform(-config.temperature_stops, config.temperature_stops) / 2
     return np.exp2([exposure + warmth, exposure, exposure - warmth]).astype(np.float32)
 
 
-def _shade(
+def _draw_shade(
     shape: tuple[int, int], config: PhotometricConfig, night: bool, generator: np.random.Generator
 ) -> Float32[np.ndarray, "h w"] | None:
     """Light at each pixel: a smooth field, times a shadow, times lamps in night images; None: no change."""
@@ -361,14 +361,14 @@ def _shade(
     return None if field is None else field.astype(np.float32)
 
 
-def _blurred(
+def _random_blur(
     image: Float32[np.ndarray, "h w 3"], largest_px: float, generator: np.random.Generator
 ) -> Float32[np.ndarray, "h w 3"]:
     """Defocus or motion blur, with equal probability."""
-    size, moved, angle = largest_px * generator.random(), generator.random() < 0.5, generator.uniform(0, np.pi)
+    size, is_motion, angle = largest_px * generator.random(), generator.random() < 0.5, generator.uniform(0, np.pi)
     if size < 0.3:
         return image
-    if not moved:
+    if not is_motion:
         return cv2.GaussianBlur(image, (0, 0), size)
     reach = int(np.ceil(size))
     x, y = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))
@@ -377,7 +377,7 @@ def _blurred(
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
 
 
-def _noisy(
+def _add_noise(
     image: Float32[np.ndarray, "h w 3"], shot: float, generator: np.random.Generator
 ) -> Float32[np.ndarray, "h w 3"]:
     if shot <= 0:
@@ -386,7 +386,7 @@ def _noisy(
     return image + deviation * generator.standard_normal(image.shape, dtype=np.float32)
 
 
-def _compressed(pixels: UInt8[np.ndarray, "h w 3"], below: float) -> UInt8[np.ndarray, "h w 3"]:
+def _compress_jpeg(pixels: UInt8[np.ndarray, "h w 3"], below: float) -> UInt8[np.ndarray, "h w 3"]:
     """JPEG compression at quality 100 - below."""
     if below < 1:
         return pixels

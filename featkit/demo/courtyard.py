@@ -153,7 +153,7 @@ def planks(size: Size, texel_m: float, rng: np.random.Generator, base: Colour) -
     for _ in range(max(6, int(20 * size[0] * size[1]))):
         place = (int(rng.integers(0, shape[1])), int(rng.integers(0, shape[0])))
         cv2.circle(picture, place, max(1, round(0.008 / texel_m)), (38.0, 40.0, 46.0), cv2.FILLED)
-    _write(picture, str(rng.integers(10, 99)), (0.5, 0.62), 0.35, (45.0, 48.0, 60.0))
+    _draw_text(picture, str(rng.integers(10, 99)), (0.5, 0.62), 0.35, (45.0, 48.0, 60.0))
     return finished(picture)
 
 
@@ -167,31 +167,31 @@ def foliage(size: Size, texel_m: float, rng: np.random.Generator) -> Texture:
 def poster(size: Size, texel_m: float, rng: np.random.Generator) -> Texture:
     """A poster: a gradient, discs, rings, polygons and bars in bright colours, a title, paper grain, a border."""
     shape = texels(size, texel_m)
-    first, second = (0.45 * _loud(rng) + 0.55 * np.array(PAPER, dtype=np.float32) for _ in range(2))
+    first, second = (0.45 * _bright_colour(rng) + 0.55 * np.array(PAPER, dtype=np.float32) for _ in range(2))
     ramp = np.linspace(0.0, 1.0, shape[0], dtype=np.float32)[:, None, None]
     gradient = np.broadcast_to((1 - ramp) * first + ramp * second, (*shape, 3))
-    drawn = np.ascontiguousarray(gradient).astype(np.uint8)  # OpenCV's anti-aliasing needs uint8
+    canvas = np.ascontiguousarray(gradient).astype(np.uint8)  # OpenCV's anti-aliasing needs uint8
     side = min(shape)
     for _ in range(26):
         place = rng.uniform(0.0, 1.0, 2) * (shape[1], shape[0])
         radius = side * rng.uniform(0.02, 0.18)
-        _draw_shape(drawn, place, radius, _ink(rng), rng)
-    picture = drawn.astype(np.float32)
-    _write(picture, "".join(rng.choice(SYLLABLES, 2)), (0.5, 0.3), 0.86, (30.0, 28.0, 32.0))
-    _write(picture, f"{rng.integers(1, 29)}.{rng.integers(1, 13)}.", (0.5, 0.9), 0.4, (40.0, 36.0, 96.0))
+        _draw_shape(canvas, place, radius, _ink_colour(rng), rng)
+    picture = canvas.astype(np.float32)
+    _draw_text(picture, "".join(rng.choice(SYLLABLES, 2)), (0.5, 0.3), 0.86, (30.0, 28.0, 32.0))
+    _draw_text(picture, f"{rng.integers(1, 29)}.{rng.integers(1, 13)}.", (0.5, 0.9), 0.4, (40.0, 36.0, 96.0))
     border = max(2, side // 28)
     cv2.rectangle(picture, (0, 0), (shape[1] - 1, shape[0] - 1), (228.0, 234.0, 238.0), border)
     return finished(picture * (1.0 + 0.09 * noise(shape, texel_m, rng, 0.2, 0.01, 0.95)[..., None]))
 
 
-def _loud(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
+def _bright_colour(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
     degrees = (rng.choice(HUES_DEG) + rng.uniform(-12.0, 12.0)) % 360.0
     hue = np.array([[[degrees / 2, rng.integers(120, 215), rng.integers(150, 250)]]], dtype=np.uint8)
     return cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
-def _ink(rng: np.random.Generator) -> Colour:
-    blue, green, red = _loud(rng)
+def _ink_colour(rng: np.random.Generator) -> Colour:
+    blue, green, red = _bright_colour(rng)
     return float(blue), float(green), float(red)
 
 
@@ -215,11 +215,11 @@ def _draw_shape(
         axes = (radius, radius) if kind == 2 else (2.2 * radius, 0.3 * radius)
         outline = np.stack([axes[0] * np.cos(angles), axes[1] * np.sin(angles)], axis=1)
         turn = rng.uniform(0, np.pi)
-        turned = outline @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        cv2.fillPoly(picture, [np.round(place + turned).astype(np.int32)], colour, cv2.LINE_AA)
+        rotated = outline @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        cv2.fillPoly(picture, [np.round(place + rotated).astype(np.int32)], colour, cv2.LINE_AA)
 
 
-def _write(picture: Texture, text: str, place: Size, width: float, colour: Colour) -> None:
+def _draw_text(picture: Texture, text: str, place: Size, width: float, colour: Colour) -> None:
     """Draw text centred at `place`, `width` wide, both as fractions of the image."""
     height_px, width_px = picture.shape[:2]
     (unit_width, unit_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 1.0, 2)
@@ -239,7 +239,7 @@ def window(size: Size, texel_m: float, rng: np.random.Generator) -> Texture:
     stone = tinted((168.0, 182.0, 190.0), 0.12 * noise(shape, texel_m, rng, 0.2, 0.01, 0.95))
     rim, bar = round(0.10 / texel_m), max(1, round(0.045 / texel_m))
     picture = stone.copy()
-    cv2.rectangle(picture, (rim, rim), (shape[1] - rim, shape[0] - rim), _painted(rng), cv2.FILLED)
+    cv2.rectangle(picture, (rim, rim), (shape[1] - rim, shape[0] - rim), _paint_colour(rng), cv2.FILLED)
     columns, rows = 2, 3
     xs = np.linspace(rim + bar, shape[1] - rim, columns + 1).astype(int)
     ys = np.linspace(rim + bar, shape[0] - rim, rows + 1).astype(int)
@@ -252,12 +252,12 @@ def window(size: Size, texel_m: float, rng: np.random.Generator) -> Texture:
     shade = round(shape[0] * rng.uniform(0.15, 0.5))  # a blind, lowered to a random height
     blind = picture[rim + bar : shade, rim + bar : shape[1] - rim - bar]
     folds = noise(blind.shape[:2], texel_m, rng, 0.12, 0.012, 0.9) if blind.size else np.zeros(blind.shape[:2])
-    blind[:] = 0.35 * blind + 0.65 * tinted(_painted(rng), 0.15 * folds)
+    blind[:] = 0.35 * blind + 0.65 * tinted(_paint_colour(rng), 0.15 * folds)
     return finished(picture)
 
 
-def _painted(rng: np.random.Generator) -> Colour:
-    blue, green, red = 0.35 * _loud(rng) + 120.0
+def _paint_colour(rng: np.random.Generator) -> Colour:
+    blue, green, red = 0.35 * _bright_colour(rng) + 120.0
     return float(blue), float(green), float(red)
 
 

@@ -119,7 +119,7 @@ def first_hits(
         if matrix is None:
             continue
         s, t, inverse_depth = matrix @ rays.T
-        hit = _inside(s, t, inverse_depth) & (inverse_depth > nearest)
+        hit = _hits_rectangle(s, t, inverse_depth) & (inverse_depth > nearest)
         nearest[hit] = inverse_depth[hit]
         points[hit] = rectangle.at(s[hit] / inverse_depth[hit], t[hit] / inverse_depth[hit])
     return points
@@ -157,7 +157,7 @@ def render(
     return cv2.resize(image, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
 
 
-def _inside(s: np.ndarray, t: np.ndarray, inverse_depth: np.ndarray) -> np.ndarray:
+def _hits_rectangle(s: np.ndarray, t: np.ndarray, inverse_depth: np.ndarray) -> np.ndarray:
     """Whether λs, λt, λ are on the rectangle and in front of the camera (without division)."""
     low, high = -SEAM * inverse_depth, (1 + SEAM) * inverse_depth
     ahead = (inverse_depth > 0) & (inverse_depth < 1.0 / NEAR_M)
@@ -174,19 +174,19 @@ def _nearest_surface(
         matrix = facing_matrix(rectangle, pose)
         if matrix is None:
             continue
-        rows, columns = _extent(rectangle, pose, x, y)
+        rows, columns = _covered_range(rectangle, pose, x, y)
         s, t, inverse_depth = (
             (line[0] * x[columns]).astype(np.float32)[None, :]
             + (line[1] * y[rows] + line[2]).astype(np.float32)[:, None]
             for line in matrix
         )
-        hit = _inside(s, t, inverse_depth) & (inverse_depth > nearest[rows, columns])
+        hit = _hits_rectangle(s, t, inverse_depth) & (inverse_depth > nearest[rows, columns])
         nearest[rows, columns][hit] = inverse_depth[hit]
         owner[rows, columns][hit] = index
     return owner
 
 
-def _extent(rectangle: Rectangle, pose: Pose, x: np.ndarray, y: np.ndarray) -> tuple[slice, slice]:
+def _covered_range(rectangle: Rectangle, pose: Pose, x: np.ndarray, y: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns that the rectangle may cover; all of them if it extends behind the camera."""
     ends = rectangle.at(np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0]))
     corners = ends @ rotation_matrix(pose.qvec).T + pose.tvec
@@ -194,8 +194,8 @@ def _extent(rectangle: Rectangle, pose: Pose, x: np.ndarray, y: np.ndarray) -> t
         return slice(None), slice(None)
     slices = []
     for axis, grid in ((1, y), (0, x)):
-        place = corners[:, axis] / corners[:, 2]
-        begin, end = np.searchsorted(grid, [place.min(), place.max()])
+        projected = corners[:, axis] / corners[:, 2]
+        begin, end = np.searchsorted(grid, [projected.min(), projected.max()])
         slices.append(slice(max(int(begin) - 1, 0), int(end) + 1))
     return slices[0], slices[1]
 
@@ -215,11 +215,11 @@ def _surface_colours(
     s, t, depth = (line[0] * x + line[1] * y + line[2] for line in matrix)
     depth = 1.0 / depth
     s, t = s * depth, t * depth
-    level = _level(surface, matrix, s.astype(np.float32), t.astype(np.float32), depth.astype(np.float32) * step)
-    return _trilinear(surface.levels, s, t, level)
+    level = _pyramid_level(surface, matrix, s.astype(np.float32), t.astype(np.float32), depth.astype(np.float32) * step)
+    return _sample_trilinear(surface.levels, s, t, level)
 
 
-def _level(
+def _pyramid_level(
     surface: Surface, matrix: np.ndarray, s: np.ndarray, t: np.ndarray, reach: np.ndarray
 ) -> Float[np.ndarray, " n"]:
     """The pyramid level whose texels are as large as a sample. reach: depth times the step of the ray coordinates."""
@@ -234,7 +234,7 @@ def _level(
     return np.clip(np.log2(footprint), 0.0, len(surface.levels) - 1.0)
 
 
-def _trilinear(
+def _sample_trilinear(
     levels: tuple[np.ndarray, ...], s: np.ndarray, t: np.ndarray, level: np.ndarray
 ) -> Float[np.ndarray, "n 3"]:
     colours = np.empty((len(s), 3), dtype=np.float32)
@@ -243,15 +243,15 @@ def _trilinear(
         index = np.flatnonzero(lower == fine)
         if len(index) == 0:
             continue
-        picked = _bilinear(levels[fine], s[index], t[index])
+        picked = _sample_bilinear(levels[fine], s[index], t[index])
         share = (level[index] - fine).astype(np.float32)[:, None]
         if share.any():
-            picked += share * (_bilinear(levels[fine + 1], s[index], t[index]) - picked)
+            picked += share * (_sample_bilinear(levels[fine + 1], s[index], t[index]) - picked)
         colours[index] = picked
     return colours
 
 
-def _bilinear(texture: np.ndarray, s: np.ndarray, t: np.ndarray) -> Float[np.ndarray, "n 3"]:
+def _sample_bilinear(texture: np.ndarray, s: np.ndarray, t: np.ndarray) -> Float[np.ndarray, "n 3"]:
     count = len(s)
     rows = -(-count // REMAP_COLUMNS)
     maps = np.zeros((2, rows * REMAP_COLUMNS), dtype=np.float32)

@@ -153,10 +153,10 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
     Images of an earlier, larger scene in the same folder are removed. Raises BadInputError if files with the scene's
     names exist that featkit did not write, and NotWritableError.
     """
-    scene = _scene(config, output)
+    scene = _scene_paths(config, output)
     record = output / "truth" / "scene.json"
-    before = _read_record(record)
-    if _is_whole(config, output, before):
+    previous = _read_record(record)
+    if _is_complete(config, output, previous):
         LOGGER.info("rendered scene: up to date in %s", output)
         return scene
     jobs = [
@@ -167,13 +167,13 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
         ),
     ]
     files = [path for path, _, _ in jobs] + [scene.camera, scene.poses_file, scene.query_poses_file]
-    _refuse_foreign(output, record, before, files)
+    _refuse_foreign(output, record, previous, files)
     with explained(output):
         # From here until the end the scene is incomplete; the record lists featkit's files, of this and earlier scenes.
-        write_text(record, json.dumps(_claim(files, output, before), indent=1) + "\n", owned=True)
+        write_text(record, json.dumps(_incomplete_record(files, output, previous), indent=1) + "\n", owned=True)
         scene.images.mkdir(parents=True, exist_ok=True)
         scene.queries.mkdir(parents=True, exist_ok=True)
-        _remove_stale(output, before, {path for path, _, _ in jobs})
+        _remove_stale(output, previous, {path for path, _, _ in jobs})
         _render_all(config, jobs)
     camera = scene.intrinsics
     text = f"PINHOLE {camera.width} {camera.height} {' '.join(map(repr, camera.params))}\n"
@@ -183,25 +183,25 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
         scene.query_poses_file: format_poses(scene.query_poses),
     }
     for path, content in truth.items():
-        write_text(path, content, owned=_is_own(path, output, before))
-    write_text(record, json.dumps(_record(config, output, files), indent=1) + "\n", owned=True)
+        write_text(path, content, owned=_is_own(path, output, previous))
+    write_text(record, json.dumps(_complete_record(config, output, files), indent=1) + "\n", owned=True)
     return scene
 
 
-def _refuse_foreign(output: Path, record: Path, before: Mapping[str, object], files: list[Path]) -> None:
+def _refuse_foreign(output: Path, record: Path, previous: Mapping[str, object], files: list[Path]) -> None:
     """Raises BadInputError if one of `files` exists that featkit did not write, or that was replaced since.
 
     Files that a killed run may have written after its last image are checked when they are written again.
     """
-    if not before:
+    if not previous:
         refuse_foreign(record)
     for path in files:
-        written_last = path.parent == record.parent and _size(path, output, before) == -1
-        if os.path.lexists(path) and not _is_own(path, output, before) and not written_last:
+        written_last = path.parent == record.parent and _recorded_size(path, output, previous) == -1
+        if os.path.lexists(path) and not _is_own(path, output, previous) and not written_last:
             raise BadInputError(f"{path}: {FOREIGN}")
 
 
-def _size(path: Path, output: Path, record: Mapping[str, object]) -> object:
+def _recorded_size(path: Path, output: Path, record: Mapping[str, object]) -> object:
     """Recorded size of a file: None if it is not in the record, -1 if its run did not finish."""
     sizes = record.get("bytes")
     return sizes.get(path.relative_to(output).as_posix()) if isinstance(sizes, dict) else None
@@ -209,7 +209,7 @@ def _size(path: Path, output: Path, record: Mapping[str, object]) -> object:
 
 def _is_own(path: Path, output: Path, record: Mapping[str, object]) -> bool:
     """Whether featkit wrote the file: it is in the record with the same size, or a marked picture."""
-    size = _size(path, output, record)
+    size = _recorded_size(path, output, record)
     if size is None or path.is_symlink() or not path.is_file():
         return False
     if path.stat().st_size == size:
@@ -218,9 +218,9 @@ def _is_own(path: Path, output: Path, record: Mapping[str, object]) -> bool:
         return PICTURE.fullmatch(path.relative_to(output).as_posix()) is not None and MARK in file.read(MARKED_BYTES)
 
 
-def _claim(files: list[Path], output: Path, before: Mapping[str, object]) -> dict[str, object]:
+def _incomplete_record(files: list[Path], output: Path, previous: Mapping[str, object]) -> dict[str, object]:
     """The record of an incomplete scene: the earlier one's files, and the new ones without a size."""
-    sizes = before.get("bytes")
+    sizes = previous.get("bytes")
     names = dict.fromkeys(sorted(path.relative_to(output).as_posix() for path in files), -1)
     earlier = dict(sizes) if isinstance(sizes, dict) else {}
     return {"renderer": RENDERER, "fingerprint": "", "config": {}, "bytes": names | earlier}
@@ -254,7 +254,7 @@ def _rectangles() -> list[Rectangle]:
     return [face.rectangle for face in courtyard()]
 
 
-def _scene(config: RenderedConfig, output: Path) -> RenderedScene:
+def _scene_paths(config: RenderedConfig, output: Path) -> RenderedScene:
     truth = output / "truth"
     return RenderedScene(
         images=output / "images",
@@ -291,7 +291,7 @@ def _render_one(config: RenderedConfig, world: tuple[Surface, ...], job: Job) ->
     write_bytes(path, marked(encoded.tobytes(), MARK), owned=True)
 
 
-def _record(config: RenderedConfig, output: Path, files: list[Path]) -> dict[str, object]:
+def _complete_record(config: RenderedConfig, output: Path, files: list[Path]) -> dict[str, object]:
     return {
         "renderer": RENDERER,
         "fingerprint": config.fingerprint(),
@@ -309,7 +309,7 @@ def _read_record(path: Path) -> Mapping[str, object]:
     return record if isinstance(record, dict) and isinstance(record.get("bytes"), dict) else {}
 
 
-def _is_whole(config: RenderedConfig, output: Path, record: Mapping[str, object]) -> bool:
+def _is_complete(config: RenderedConfig, output: Path, record: Mapping[str, object]) -> bool:
     if record.get("renderer") != RENDERER or record.get("fingerprint") != config.fingerprint():
         return False
     sizes = record["bytes"]
@@ -318,11 +318,11 @@ def _is_whole(config: RenderedConfig, output: Path, record: Mapping[str, object]
     return bool(files) and all(f.is_file() and f.stat().st_size == sizes[name] for name, f in files.items())
 
 
-def _remove_stale(output: Path, record: Mapping[str, object], kept: set[Path]) -> None:
+def _remove_stale(output: Path, record: Mapping[str, object], current: set[Path]) -> None:
     """Remove the images in the record that are not part of this scene; nothing else is ever removed."""
     names = record.get("bytes")
     for name in names if isinstance(names, dict) else ():
-        if PICTURE.fullmatch(name) and output / name not in kept and _is_own(output / name, output, record):
+        if PICTURE.fullmatch(name) and output / name not in current and _is_own(output / name, output, record):
             (output / name).unlink()
 
 
@@ -387,28 +387,28 @@ def light(
     normal = rectangle.normal
     sky_rays = rng.normal(size=(SKY_RAYS, 3))
     sky_rays = sky_rays / np.linalg.norm(sky_rays, axis=1, keepdims=True) + normal  # cosine-weighted about the normal
-    sky = _open_share(rectangle, others, sky_rays, SKY_GRID_M)
-    picture = _spread(0.25 + 0.75 * sky, shape)[..., None] * np.array(SKY_BGR, dtype=np.float32)
+    sky = _unoccluded_share(rectangle, others, sky_rays, SKY_GRID_M)
+    picture = _upsample(0.25 + 0.75 * sky, shape)[..., None] * np.array(SKY_BGR, dtype=np.float32)
     cosine = float(sun @ normal)
     if cosine > 0:
         sun_rays = sun + SUN_SPREAD * rng.normal(size=(SUN_RAYS, 3))
-        lit = _spread(_open_share(rectangle, others, sun_rays, SUN_GRID_M), shape)
+        lit = _upsample(_unoccluded_share(rectangle, others, sun_rays, SUN_GRID_M), shape)
         picture = picture + (cosine * lit)[..., None] * np.array(SUN_BGR, dtype=np.float32)
     return picture.astype(np.float32)
 
 
-def _spread(coarse: Float[np.ndarray, "a b"], shape: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+def _upsample(coarse: Float[np.ndarray, "a b"], shape: tuple[int, int]) -> Float[np.ndarray, "h w"]:
     return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def _open_share(
+def _unoccluded_share(
     rectangle: Rectangle, others: Sequence[Rectangle], rays: Float[np.ndarray, "m 3"], spacing_m: float
 ) -> Float[np.ndarray, "a b"]:
     """Share of rays that hit no other rectangle, for a grid of points on this one."""
     width, height = rectangle.size_m
     rows, columns = max(2, round(height / spacing_m)), max(2, round(width / spacing_m))
     t, s = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    places = rectangle.at(s, t) + LIFT_M * rectangle.normal
+    origins = rectangle.at(s, t) + LIFT_M * rectangle.normal
     corners = np.stack([other.at(*CORNERS) for other in others])
     edges = np.stack([np.stack([other.edge_u, other.edge_v], axis=1) for other in others])
     shares = np.zeros((rows, columns), dtype=np.float32)
@@ -419,7 +419,7 @@ def _open_share(
         inverses = _ray_frames(edges, ray)
         for index, window in _shadow_windows(rectangle, corners, ray, (rows, columns)):
             # [u v -ray] (s, t, λ) = place - corner: where the ray from each point meets the other's plane.
-            offset = (places[window] - others[index].corner) @ inverses[index].T
+            offset = (origins[window] - others[index].corner) @ inverses[index].T
             s, t, length = offset[..., 0], offset[..., 1], offset[..., 2]
             hidden[window] |= (length > 0) & (s >= 0) & (s <= 1) & (t >= 0) & (t <= 1)
         shares += ~hidden
@@ -429,10 +429,10 @@ def _open_share(
 def _ray_frames(edges: Float[np.ndarray, "m 3 2"], ray: Float[np.ndarray, "3"]) -> Float[np.ndarray, "m 3 3"]:
     """[u v -ray]^-1 of each rectangle; NaN, which hits nothing, if the ray is parallel to the rectangle."""
     frames = np.concatenate([edges, np.broadcast_to(-ray[:, None], (len(edges), 3, 1))], axis=2)
-    along = np.abs(np.linalg.det(frames)) < 1e-9
-    frames[along] = np.eye(3)
+    is_parallel = np.abs(np.linalg.det(frames)) < 1e-9
+    frames[is_parallel] = np.eye(3)
     inverses = np.linalg.inv(frames)
-    inverses[along] = np.nan
+    inverses[is_parallel] = np.nan
     return inverses
 
 
@@ -443,8 +443,8 @@ def _shadow_windows(
 
     The shadow of a rectangle is inside the bounding box of the shadows of its corners.
     """
-    onto = np.linalg.inv(np.stack([rectangle.edge_u, rectangle.edge_v, ray], axis=1))
-    s, t, length = np.moveaxis((corners - rectangle.corner) @ onto.T, -1, 0)
+    onto_rectangle = np.linalg.inv(np.stack([rectangle.edge_u, rectangle.edge_v, ray], axis=1))
+    s, t, length = np.moveaxis((corners - rectangle.corner) @ onto_rectangle.T, -1, 0)
     begin = np.stack([t.min(axis=1) * shape[0], s.min(axis=1) * shape[1]], axis=1) - 1
     end = np.stack([t.max(axis=1) * shape[0], s.max(axis=1) * shape[1]], axis=1) + 2
     begin, end = (np.clip(bound, 0, shape).astype(int) for bound in (begin, end))

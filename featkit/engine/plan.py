@@ -174,16 +174,16 @@ def run_shard(plan: Plan, number: int) -> None:
     """
     if not 0 <= number < len(plan.sizes):
         raise UsageError(f"{plan.folder}: shards are numbered 0 to {len(plan.sizes) - 1}, not {number}")
-    done = plan.shard(number)
-    if done.exists():
+    target = plan.shard(number)
+    if target.exists():
         return
-    mine = plan.folder / f".{number:04d}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}{plan.task.suffix}"
+    temporary = plan.folder / f".{number:04d}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}{plan.task.suffix}"
     try:
         with in_folder(plan.cwd):
-            plan.task.work(plan.items(number), mine)
-            os.replace(mine, done)
+            plan.task.work(plan.items(number), temporary)
+            os.replace(temporary, target)
     finally:
-        _remove(mine)
+        _remove_quietly(temporary)
 
 
 def join(plan: Plan) -> Path:
@@ -198,9 +198,9 @@ def join(plan: Plan) -> Path:
         plan.task.join([plan.shard(number) for number in range(len(plan.sizes))], plan.output)
     if not plan.task.linked:
         remove_plan(plan)
-    for left in plan.folder.glob(".*"):  # temporary files of lost machines
-        if OWN.fullmatch(left.name):
-            _remove(left)
+    for leftover in plan.folder.glob(".*"):  # temporary files of lost machines
+        if OWN.fullmatch(leftover.name):
+            _remove_quietly(leftover)
     return plan.output
 
 
@@ -208,7 +208,7 @@ def remove_plan(plan: Plan) -> None:
     """Delete a plan's files, and its folder if nothing else is in it."""
     for path in plan.folder.iterdir() if plan.folder.is_dir() else ():
         if OWN.fullmatch(path.name):
-            _remove(path)
+            _remove_quietly(path)
     with contextlib.suppress(OSError):
         plan.folder.rmdir()
 
@@ -216,8 +216,8 @@ def remove_plan(plan: Plan) -> None:
 @contextmanager
 def in_folder(folder: Path) -> Iterator[None]:
     """Change the working directory to `folder`. Raises BadInputError on a machine that does not have it."""
-    before = Path.cwd()
-    if folder == before:
+    previous = Path.cwd()
+    if folder == previous:
         yield
         return
     try:
@@ -229,10 +229,10 @@ def in_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.chdir(before)
+        os.chdir(previous)
 
 
-def _remove(path: Path) -> None:
+def _remove_quietly(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
@@ -354,16 +354,16 @@ def write_codebook(codebook: Codebook, path: Path) -> None:
 def read_codebook(path: Path) -> Codebook:
     """Read a codebook that `write_codebook` saved. Raises BadInputError."""
     with blaming(path, "a codebook", "make the plan again"):
-        kept = read_npz(path, str(path), ("basis", "centroids"))
-        return Codebook(kept["basis"], kept["centroids"])
+        arrays = read_npz(path, str(path), ("basis", "centroids"))
+        return Codebook(arrays["basis"], arrays["centroids"])
 
 
 def read_vectors(shards: Sequence[Path]) -> Iterator[tuple[str, Int16[np.ndarray, " d"]]]:
     """Names and vectors of all shards, in order, with one shard in memory at a time. Raises BadInputError."""
     for path in shards:
         with blaming(path, "a shard of vectors", "remove it and run the same command again"):
-            kept = read_npz(path, str(path), ("names", "vectors"))
-            names, vectors = kept["names"].tolist(), kept["vectors"]
+            arrays = read_npz(path, str(path), ("names", "vectors"))
+            names, vectors = arrays["names"].tolist(), arrays["vectors"]
         yield from zip(names, vectors, strict=True)
 
 

@@ -31,30 +31,30 @@ def run_on_ray(plan: Plan, engine: EngineConfig) -> None:
     or has another version, WorkerDiedError for a shard lost more often than `retries` or a lost head node, and the
     stage's errors.
     """
-    ray = _ray()
+    ray = _import_ray()
     waiting = plan.waiting()
     if len(waiting) < len(plan.sizes):
         LOGGER.info("%d of %d shards are done already", len(plan.sizes) - len(waiting), len(plan.sizes))
     if not waiting:
         return
-    with _connected(ray, engine):
+    with _connect(ray, engine):
         _check_resources(ray, engine)
-        task = ray.remote(_run).options(
+        task = ray.remote(_run_shard_in_worker).options(
             num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=engine.retries, scheduling_strategy="SPREAD"
         )
         pending = {task.remote(str(plan.folder), number): number for number in waiting}
         total = sum(plan.sizes[number] for number in waiting)
         try:
             with progress(plan.task.stage, total, plan.task.unit) as advance:
-                for number in _finished(ray, pending, plan):
+                for number in _wait_for_shards(ray, pending, plan):
                     advance(plan.sizes[number])
         finally:
-            for left in pending:
+            for unfinished in pending:
                 with contextlib.suppress(Exception):
-                    ray.cancel(left)
+                    ray.cancel(unfinished)
 
 
-def _run(folder: str, number: int) -> None:
+def _run_shard_in_worker(folder: str, number: int) -> None:
     """Run one shard in a worker of the cluster. Errors name the machine."""
     log.setup(-1)
     try:
@@ -63,15 +63,15 @@ def _run(folder: str, number: int) -> None:
         raise type(error)(f"{error} (on {socket.gethostname()}, shard {number})") from None
 
 
-def _finished(ray: Any, pending: dict[Any, int], plan: Plan) -> Iterator[int]:
+def _wait_for_shards(ray: Any, pending: dict[Any, int], plan: Plan) -> Iterator[int]:
     answered = time.monotonic()
     while pending:
-        done, _ = ray.wait(list(pending), timeout=WAIT_S)
-        for reference in done:
+        ready, _ = ray.wait(list(pending), timeout=WAIT_S)
+        for reference in ready:
             number = pending.pop(reference)
-            _collect(ray, reference, number, plan)
+            _raise_worker_error(ray, reference, number, plan)
             yield number
-        if done or _head_answers(ray):
+        if ready or _head_answers(ray):
             answered = time.monotonic()
         elif time.monotonic() - answered > HEAD_GONE_S:
             raise WorkerDiedError(
@@ -80,7 +80,7 @@ def _finished(ray: Any, pending: dict[Any, int], plan: Plan) -> Iterator[int]:
             )
 
 
-def _collect(ray: Any, reference: Any, number: int, plan: Plan) -> None:
+def _raise_worker_error(ray: Any, reference: Any, number: int, plan: Plan) -> None:
     try:
         ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -112,7 +112,7 @@ def _head_answers(ray: Any) -> bool:
 
 
 @contextmanager
-def _connected(ray: Any, engine: EngineConfig) -> Iterator[None]:
+def _connect(ray: Any, engine: EngineConfig) -> Iterator[None]:
     """Connect this process to the cluster; an existing connection is used and kept."""
     if ray.is_initialized():
         yield
@@ -135,15 +135,16 @@ def _connected(ray: Any, engine: EngineConfig) -> Iterator[None]:
 def _check_resources(ray: Any, engine: EngineConfig) -> None:
     """Raise UsageError for resources that no machine has, for which Ray would wait forever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for resource, wanted, option in (("CPU", engine.cpus, "--task-cpus"), ("GPU", engine.gpus, "--task-gpus")):
-        most = max((machine.get(resource, 0.0) for machine in machines), default=0.0)
-        if wanted > most:
+    for resource, requested, option in (("CPU", engine.cpus, "--task-cpus"), ("GPU", engine.gpus, "--task-gpus")):
+        largest = max((machine.get(resource, 0.0) for machine in machines), default=0.0)
+        if requested > largest:
             raise UsageError(
-                f"{option} {wanted:g}: the largest of {len(machines)} machines in the cluster has {most:g} {resource}s"
+                f"{option} {requested:g}: the largest of {len(machines)} machines in the cluster has"
+                f" {largest:g} {resource}s"
             )
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError:

@@ -77,14 +77,16 @@ def extract(
     if engine.name == "local":
         return extraction.run(method, images, output, names, overwrite)
     method = method if method.stage else with_stage_config(method, ExtractConfig())
-    wanted = extraction.usable_names(method, list_images(images) if names is None else names)
+    usable = extraction.usable_names(method, list_images(images) if names is None else names)
     with locked(output):
-        todo = extraction.images_to_extract(method, images, output, wanted, overwrite)
+        todo = extraction.images_to_extract(method, images, output, usable, overwrite)
         config = method.config.model_copy(update={"workers": max(1, int(engine.cpus))})
-        _run(engine, ExtractTask(config=config, images=images, device=method.device), todo, len(wanted), output)
+        _run_and_join(
+            engine, ExtractTask(config=config, images=images, device=method.device), todo, len(usable), output
+        )
     with open_features(output) as store:
-        if not any(store.has(name) for name in wanted):
-            raise EmptyResultError(f"{images}: none of its {len(wanted)} images could be used")
+        if not any(store.has(name) for name in usable):
+            raise EmptyResultError(f"{images}: none of its {len(usable)} images could be used")
     return output
 
 
@@ -104,16 +106,16 @@ def match(
         todo, total = matching.waiting(method, features, pairs, output, overwrite)
         settings = method.own.model_dump(mode="json")
         task = MatchTask(matcher=method.name, settings=settings, features=features, device=method.device)
-        _run(engine, task, _names(todo), total, output)
+        _run_and_join(engine, task, _name_pairs(todo), total, output)
     return output
 
 
 def describer(engine: EngineConfig, output: Path) -> Describe | None:
     """The function with which `pairing.stage` computes image vectors, for pairs written to `output`; None: locally."""
-    return None if engine.name == "local" else partial(_describe, engine, output)
+    return None if engine.name == "local" else partial(_describe_in_shards, engine, output)
 
 
-def _describe(
+def _describe_in_shards(
     engine: EngineConfig,
     output: Path,
     store: FeatureStore,
@@ -122,41 +124,43 @@ def _describe(
     config: VladConfig,
     device: str,
 ) -> Iterator[tuple[str, Any]]:
-    kept = digest(codebook.basis.tobytes().hex(), codebook.centroids.tobytes().hex())
-    place = output.with_name(f"{output.name}.shards") / f"codebook-{kept}.npz"
-    write_codebook(codebook, place)
-    task = DescribeTask(features=store.path, codebook=place, config=config, device=device)
-    plan = _finished_plan(engine, task, names, output)
+    codebook_digest = digest(codebook.basis.tobytes().hex(), codebook.centroids.tobytes().hex())
+    codebook_path = output.with_name(f"{output.name}.shards") / f"codebook-{codebook_digest}.npz"
+    write_codebook(codebook, codebook_path)
+    task = DescribeTask(features=store.path, codebook=codebook_path, config=config, device=device)
+    plan = _run_plan(engine, task, names, output)
     yield from read_vectors([plan.shard(number) for number in range(len(plan.sizes))])
     remove_plan(plan)
     with contextlib.suppress(OSError):  # the folder may contain another command's plan
-        place.unlink()
-        place.parent.rmdir()
+        codebook_path.unlink()
+        codebook_path.parent.rmdir()
 
 
 def verifier(engine: EngineConfig) -> Verifier | None:
     """The function with which `build_database` verifies pairs; None: locally."""
-    return None if engine.name == "local" else partial(_verify, engine)
+    return None if engine.name == "local" else partial(_verify_in_shards, engine)
 
 
-def _verify(engine: EngineConfig, config: VerifyConfig, database: Path, matches: Path, pairs: list[Pair]) -> None:
+def _verify_in_shards(
+    engine: EngineConfig, config: VerifyConfig, database: Path, matches: Path, pairs: list[Pair]
+) -> None:
     task = VerifyTask(config=config, database=database, matches=matches)
-    _run(engine, task, _names(pairs), len(pairs), database)
+    _run_and_join(engine, task, _name_pairs(pairs), len(pairs), database)
 
 
-def _names(pairs: Sequence[Pair]) -> list[list[str]]:
+def _name_pairs(pairs: Sequence[Pair]) -> list[list[str]]:
     return [[pair.name0, pair.name1] for pair in pairs]
 
 
-def _run(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, output: Path) -> None:
+def _run_and_join(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, output: Path) -> None:
     if len(todo) < total:
         LOGGER.info("%s: %d of %d %s are done already", task.stage, total - len(todo), total, task.unit)
     if not todo:
         return
-    join(_finished_plan(engine, task, todo, output))
+    join(_run_plan(engine, task, todo, output))
 
 
-def _finished_plan(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path) -> Plan:
+def _run_plan(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path) -> Plan:
     """The plan of a task with all of its shards finished. Raises Planned."""
     plan = make_plan(task, todo, output, engine.shards)
     if engine.name == "plan" and plan.waiting():

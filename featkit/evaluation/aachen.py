@@ -147,18 +147,21 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
 
         Raises UsageError for an unknown name or field.
         """
-        own = self.differences(name) or Sides()
+        differences_by_side = self.differences(name) or Sides()
         database, query = (
             super(AachenBenchmark, self).method(
-                name, label, merge(differs, changes or {}), **reading, skip_broken=skip_broken
+                name, label, merge(overrides, changes or {}), **reading, skip_broken=skip_broken
             )
-            for differs, skip_broken in ((own.database, self.skip_broken), (own.query, True))
+            for overrides, skip_broken in (
+                (differences_by_side.database, self.skip_broken),
+                (differences_by_side.query, True),
+            )
         )
         return BothSides(label or name, database, query)
 
     def run(self, data: AachenData, methods: Sequence[BothSides], work: Work) -> Result:
         pipeline = load_pipeline("aachen")
-        done = [
+        runs = [
             pipeline.run(
                 self,
                 data.files,
@@ -172,10 +175,10 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
             )
             for method in methods
         ]
-        measured = {one.name: one.metrics for one in done}
-        links = {one.name: f"{one.output.name}/{one.report.name}" for one in done}
+        measured = {run_output.name: run_output.metrics for run_output in runs}
+        links = {run_output.name: f"{run_output.output.name}/{run_output.report.name}" for run_output in runs}
         table = method_table(measured, links)
-        beside = beside_table(measured, data.files.version, is_whole(measured, data.files.version))
+        comparison = comparison_table(measured, data.files.version, is_whole(measured, data.files.version))
         times = [seconds_table(metrics) for metrics in measured.values()]
         return Result(
             f"Aachen Day-Night v{data.files.version}, {self.queries}",
@@ -184,27 +187,33 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
                 "version": data.files.version,
                 "queries": self.queries,
                 "setting": self.setting,
-                "rows": [{"name": one.name, "submission": str(one.submission), **one.metrics} for one in done],
+                "rows": [
+                    {"name": run_output.name, "submission": str(run_output.submission), **run_output.metrics}
+                    for run_output in runs
+                ],
                 "published": published_rows(),
             },
-            tables=[table, beside],
+            tables=[table, comparison],
             ranking=ranked(measured),
             headlines=[
-                Headline(f"{name}, {condition}", f"{of_it['localized']} / {of_it['queries']}", hint="queries localized")
+                Headline(
+                    f"{name}, {condition}", f"{counts['localized']} / {counts['queries']}", hint="queries localized"
+                )
                 for name, metrics in measured.items()
-                for condition, of_it in metrics["conditions"].items()
+                for condition, counts in metrics["conditions"].items()
             ],
             sections=[
                 Section("Result", items=[table]),
-                Section("As published", items=[beside]),
+                Section("As published", items=[comparison]),
                 Section(
                     "Time",
                     items=[
-                        replace(one, title=f"{one.title}, {name}") for one, name in zip(times, measured, strict=True)
+                        replace(run_output, title=f"{run_output.title}, {name}")
+                        for run_output, name in zip(times, measured, strict=True)
                     ],
                 ),
             ],
-            lines=[f"{one.submission}: to upload; {one.report}" for one in done],
+            lines=[f"{run_output.submission}: to upload; {run_output.report}" for run_output in runs],
         )
 
 
@@ -243,8 +252,8 @@ def covisible_list(files: AachenFiles, config: CovisibleConfig, output: Path) ->
 def read_truth(path: Path, names: list[str]) -> dict[str, Pose]:
     """True poses by query name; the file may list full names or only file names. Raises BadInputError."""
     poses = read_poses(path)
-    known = by_file_name(names)
-    return {known[file_name(name)]: pose for name, pose in poses.items() if name in names or name in known}
+    full_names = by_file_name(names)
+    return {full_names[file_name(name)]: pose for name, pose in poses.items() if name in names or name in full_names}
 
 
 def score_conditions(
@@ -265,7 +274,10 @@ def score_conditions(
 def condition_table(metrics: dict[str, Any]) -> Table:
     """Day and night results of one method."""
     columns = ["queries", "of", "localized", *NAMES, "median m", "median deg"]
-    rows = [[condition, *_counts(counted), *_recall(counted)] for condition, counted in metrics["conditions"].items()]
+    rows = [
+        [condition, *_count_cells(counts), *_recall_cells(counts)]
+        for condition, counts in metrics["conditions"].items()
+    ]
     return Table("Day and night", columns, rows, "" if "recall" in metrics else UPLOAD)
 
 
@@ -275,23 +287,23 @@ def method_table(measured: Mapping[str, dict[str, Any]], links: Mapping[str, str
     rows: list[list[Cell]] = []
     for name, metrics in measured.items():
         label = Link(name, links[name]) if name in links else name
-        for condition, counted in metrics["conditions"].items():
+        for condition, counts in metrics["conditions"].items():
             points = [metrics["map"]["points"], metrics["map"]["track_length"]]
-            rows.append([label, condition, *_counts(counted), *_recall(counted), *points])
-    known = any("recall" in metrics for metrics in measured.values())
-    return Table("Localized queries", columns, rows, "Recall in % of the queries." if known else UPLOAD)
+            rows.append([label, condition, *_count_cells(counts), *_recall_cells(counts), *points])
+    has_truth = any("recall" in metrics for metrics in measured.values())
+    return Table("Localized queries", columns, rows, "Recall in % of the queries." if has_truth else UPLOAD)
 
 
-def beside_table(measured: Mapping[str, dict[str, Any]], version: str, whole: bool) -> Table:
+def comparison_table(measured: Mapping[str, dict[str, Any]], version: str, complete: bool) -> Table:
     """Our night rows above the published ones for v1.1. whole: whether the number of queries is the benchmark's."""
     rows: list[list[Cell]] = []
     for name, metrics in measured.items():
         night = metrics["conditions"]["night"]
-        rows.append([name, "here", f"{night['localized']} / {night['queries']}", *_recall(night)[: len(NAMES)]])
+        rows.append([name, "here", f"{night['localized']} / {night['queries']}", *_recall_cells(night)[: len(NAMES)]])
     ours = set(range(len(rows)))
     for row in published_rows():
         rows.append([row["method"], row["from"], None, *(row[name] for name in NAMES)])
-    note = UNLIKE if version == "1.1" and whole else f"{UNLIKE} These are others: they do not compare."
+    note = UNLIKE if version == "1.1" and complete else f"{UNLIKE} These are others: they do not compare."
     return Table("Night, compared with published results", ["method", "from", "localized", *NAMES], rows, note, ours)
 
 
@@ -316,24 +328,24 @@ def published_rows() -> list[dict[str, Any]]:
 
 def ranked(measured: Mapping[str, dict[str, Any]]) -> list[Ranked]:
     """Per condition: recall at the strictest threshold if the truth is known, otherwise the share localized."""
-    found = []
+    ranking = []
     for name, metrics in measured.items():
-        for condition, counted in metrics["conditions"].items():
-            if "recall" in counted:
-                value, measure = 100 * counted["recall"][NAMES[0]], f"Aachen {condition} {NAMES[0]}, %"
+        for condition, counts in metrics["conditions"].items():
+            if "recall" in counts:
+                value, measure = 100 * counts["recall"][NAMES[0]], f"Aachen {condition} {NAMES[0]}, %"
             else:
-                value, measure = 100 * counted["localized"] / counted["queries"], f"Aachen {condition} localized, %"
-            found.append(Ranked(name, measure, value, "high"))
-    return found
+                value, measure = 100 * counts["localized"] / counts["queries"], f"Aachen {condition} localized, %"
+            ranking.append(Ranked(name, measure, value, "high"))
+    return ranking
 
 
-def _counts(counted: dict[str, Any]) -> list[Cell]:
-    return [counted["queries"], counted["localized"]]
+def _count_cells(counts: dict[str, Any]) -> list[Cell]:
+    return [counts["queries"], counts["localized"]]
 
 
-def _recall(counted: dict[str, Any]) -> list[Cell]:
+def _recall_cells(counts: dict[str, Any]) -> list[Cell]:
     """Recall in %, and medians in metres and degrees; empty without ground truth."""
-    if "recall" not in counted:
+    if "recall" not in counts:
         return [None] * (len(NAMES) + 2)
-    shares: list[Cell] = [round(100 * share, 1) for share in counted["recall"].values()]
-    return [*shares, counted["median_m"], counted["median_deg"]]
+    shares: list[Cell] = [round(100 * share, 1) for share in counts["recall"].values()]
+    return [*shares, counts["median_m"], counts["median_deg"]]

@@ -66,16 +66,16 @@ def predict(
 
     folder: for all predictions. Raises BadInputError for an image that cannot be read.
     """
-    place = folder / f"{method.file_name}-{method.fingerprint}"
-    features, matches = place / "features.h5", None
+    method_folder = folder / f"{method.file_name}-{method.fingerprint}"
+    features, matches = method_folder / "features.h5", None
     seconds: dict[str, float] = {}
     with timed("extract", seconds):
         stages.extract(method, images, features, list(names), overwrite=overwrite, engine=engine)
     if matcher is not None:
-        matches = place / f"{matcher.file_name}-{matcher.config.fingerprint()}" / "matches.h5"
-        listed = write_pairs(matches.with_name("pairs.txt"), pairs)
+        matches = method_folder / f"{matcher.file_name}-{matcher.config.fingerprint()}" / "matches.h5"
+        pairs_file = write_pairs(matches.with_name("pairs.txt"), pairs)
         with timed("match", seconds):
-            stages.match(matcher, features, listed, matches, overwrite=overwrite, engine=engine)
+            stages.match(matcher, features, pairs_file, matches, overwrite=overwrite, engine=engine)
     return Predictions(method, features, matches, seconds)
 
 
@@ -126,7 +126,7 @@ class Plain:
 
     def as_json(self) -> dict[str, Any]:
         """Json values: fractions and errors to six decimals, None for NaN and infinity."""
-        return {one.name: plain(getattr(self, one.name)) for one in fields(self)}  # type: ignore[arg-type]
+        return {column.name: plain(getattr(self, column.name)) for column in fields(self)}  # type: ignore[arg-type]
 
 
 def plain(value: Any) -> Any:
@@ -134,9 +134,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Plain):
         return value.as_json()
     if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray | tuple | list):
-        return [plain(one) for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
+        return [plain(entry) for entry in (value.tolist() if isinstance(value, np.ndarray) else value)]
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value
@@ -242,14 +242,14 @@ class Benchmark(Generic[Data, Measured]):
             config = setting_of(cls.name, setting or cls.setting, values)
         else:
             config = make(cls.Config, values, where=f"eval {cls.name}")
-        made = cls(config, device, **options)
-        made.setting = setting or cls.setting
-        return made
+        benchmark = cls(config, device, **options)
+        benchmark.setting = setting or cls.setting
+        return benchmark
 
     @classmethod
     def options(cls) -> dict[str, Any]:
         """Its options with their defaults: the keyword arguments of its class."""
-        return {one.name: one.default for one in fields(cls) if one.init and one.kw_only}
+        return {option.name: option.default for option in fields(cls) if option.init and option.kw_only}
 
     @property
     def place(self) -> str:
@@ -263,16 +263,16 @@ class Benchmark(Generic[Data, Measured]):
 
     def changed(self, **changes: Any) -> None:
         """Apply options to the configuration. Raises UsageError for a value out of range."""
-        given = {name: value for name, value in changes.items() if value not in (None, {})}
-        if given:
-            self.config = make(type(self.config), merge(self.config.model_dump(), given), where=f"eval {self.name}")
+        chosen = {name: value for name, value in changes.items() if value not in (None, {})}
+        if chosen:
+            self.config = make(type(self.config), merge(self.config.model_dump(), chosen), where=f"eval {self.name}")
 
     def settings(self) -> dict[str, Any]:
         """The configurations of the benchmark and its matcher, by title."""
-        found = {} if self.Config is Config else {self.setting or "benchmark": self.config.result_fields()}
+        by_title = {} if self.Config is Config else {self.setting or "benchmark": self.config.result_fields()}
         if self.by is not None:
-            found["matcher"] = {"name": self.by.name, **self.by.config.result_fields()}
-        return found
+            by_title["matcher"] = {"name": self.by.name, **self.by.config.result_fields()}
+        return by_title
 
     def find(self, roots: Sequence[Path]) -> Data:
         """Find the data in some folders. Raises BadInputError naming what is missing."""
@@ -319,7 +319,9 @@ class ImageBenchmark(Benchmark[Data, Any]):
         changes = {name: value for name, value in options.items() if value is not None}
         reading |= {"decode": {"resize_max": resize_max}, "workers": workers}
         labels = [name if weights is None else f"{name} ({Path(weights).stem})" for name in features]
-        return [self.method(*one, changes, **reading) for one in zip(features, labels, strict=True)]
+        return [
+            self.method(*name_and_label, changes, **reading) for name_and_label in zip(features, labels, strict=True)
+        ]
 
 
 @dataclass(kw_only=True)
@@ -356,7 +358,7 @@ def evaluate(
     """
     methods: list[Any] = benchmark.methods(method_names(features), **reading)
     result = benchmark.run(benchmark.find(roots), methods, work)
-    described = {one.name: one.described() for one in methods if hasattr(one, "described")}
+    described = {method.name: method.described() for method in methods if hasattr(method, "described")}
     return replace(result, benchmark=benchmark.name, settings=benchmark.settings(), methods=described)
 
 

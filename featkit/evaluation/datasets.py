@@ -51,26 +51,26 @@ def available_data(root: Path) -> AvailableData:
     """Search a folder for datasets. Raises BadInputError if it is not a folder or holds no benchmark data."""
     if not root.is_dir():
         raise BadInputError(f"{root}: no such folder; give one that holds data sets, see `featkit data fetch --help`")
-    found = AvailableData()
-    for folder in _folders(root):
-        kind = _kind(folder)
+    available = AvailableData()
+    for folder in _candidate_folders(root):
+        kind = _data_kind(folder)
         if kind is not None:
-            getattr(found, kind).append(folder)
-    if not len(found):
+            getattr(available, kind).append(folder)
+    if not len(available):
         raise BadInputError(f"{root}: nothing in it that a benchmark runs on: {WANTED}")
-    return found
+    return available
 
 
-def _folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
+def _candidate_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
     """The folder and its subfolders, except hidden ones and those inside a dataset."""
     yield root
-    if depth == 0 or _kind(root) is not None:
+    if depth == 0 or _data_kind(root) is not None:
         return
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        yield from _folders(folder, depth - 1)
+        yield from _candidate_folders(folder, depth - 1)
 
 
-def _kind(folder: Path) -> str | None:
+def _data_kind(folder: Path) -> str | None:
     """The field of AvailableData that a folder belongs to."""
     if (folder / "images").is_dir() or (folder / "poses.txt").is_file():
         if (folder / "poses.txt").is_file() and (folder / "camera.txt").is_file():
@@ -92,14 +92,14 @@ def not_learned_from(folders: Iterable[Path], weights: Iterable[str]) -> list[Pa
     """
     used = set(weights)
     learned = {scene for row in list_weights() if row.sha256 in used for scene in row.scenes}
-    kept = []
+    unseen = []
     for folder in folders:
-        shared = sorted(scene_names(folder) & learned)
-        if shared:
-            LOGGER.info("%s: not measured on, a weight was trained on %s", folder, ", ".join(shared))
+        overlap = sorted(scene_names(folder) & learned)
+        if overlap:
+            LOGGER.info("%s: not measured on, a weight was trained on %s", folder, ", ".join(overlap))
         else:
-            kept.append(folder)
-    return kept
+            unseen.append(folder)
+    return unseen
 
 
 def scene_names(folder: Path) -> set[str]:

@@ -122,8 +122,8 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
         self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
     ) -> Method[Extractor]:
         """Features by name, under this setting. changes: further overrides."""
-        own = self.differences(name) or {}
-        return super().method(name, label, merge(own, changes or {}), skip_broken=self.skip_broken, **reading)
+        overrides = self.differences(name) or {}
+        return super().method(name, label, merge(overrides, changes or {}), skip_broken=self.skip_broken, **reading)
 
     def run(self, data: SceneSet, methods: Sequence[Method[Extractor]], work: Work) -> Result:
         config: EthConfig = self.config
@@ -136,7 +136,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
                 LOGGER.info("%s, %s: %d of %d images", scene.name, method.name, registered, len(scene.names))
         if all(score.model is None for score in scores):
             raise EmptyResultError(scores[0].map.reason)
-        table, poses, beside = score_table(scores), pose_table(scores, config), beside_tables(data.scenes, scores)
+        table, poses, beside = score_table(scores), pose_table(scores, config), comparison_tables(data.scenes, scores)
         missing = ", ".join(f"{scene.name} ({scene.source})" for scene in data.missing)
         return Result(
             "ETH local-feature benchmark",
@@ -166,35 +166,35 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
 
         Raises BadInputError for images that cannot be read or do not fit the camera.
         """
-        found, overwrite = work.predict(method, scene.images, scene.names, scene=scene.name), work.overwrite
-        chosen = self._pairing(len(scene.names))
-        mapping, camera = self._mapping(scene)
-        matched = found.features.parent / f"matches-{self.by.config.fingerprint()}"
-        parts = (mapping.fingerprint(), chosen.config.fingerprint(), chosen.name, str(self.config.seed))
-        place = matched / f"map-{digest(*parts)}"
-        seconds = dict(found.seconds)
-        with open_features(found.features) as store:  # without broken ones if those are skipped
+        predictions, overwrite = work.predict(method, scene.images, scene.names, scene=scene.name), work.overwrite
+        chosen = self._pairing_for(len(scene.names))
+        mapping, camera = self._mapping_config(scene)
+        matched = predictions.features.parent / f"matches-{self.by.config.fingerprint()}"
+        identity = (mapping.fingerprint(), chosen.config.fingerprint(), chosen.name, str(self.config.seed))
+        place = matched / f"map-{digest(*identity)}"
+        seconds = dict(predictions.seconds)
+        with open_features(predictions.features) as store:  # without broken ones if those are skipped
             names = [image for image in scene.names if store.has(image)]
         with timed("pairs", seconds):
             pairs = pairing.run(
-                chosen, found.features, place / "pairs.txt",
+                chosen, predictions.features, place / "pairs.txt",
                 names=names, seed=self.config.seed, overwrite=overwrite,
             )  # fmt: skip
         with timed("match", seconds):
             matches = stages.match(
-                self.by, found.features, pairs, matched / "matches.h5", overwrite=overwrite, engine=work.engine
+                self.by, predictions.features, pairs, matched / "matches.h5", overwrite=overwrite, engine=work.engine
             )  # fmt: skip
-        found = replace(found, matches=matches, seconds=seconds)
-        result = SceneMap(scene, found, place, camera, chosen.name, len(read_pairs(pairs)))
-        return _mapped(mapping, result, pairs, names, overwrite, stages.verifier(work.engine))
+        predictions = replace(predictions, matches=matches, seconds=seconds)
+        result = SceneMap(scene, predictions, place, camera, chosen.name, len(read_pairs(pairs)))
+        return _verify_and_map(mapping, result, pairs, names, overwrite, stages.verifier(work.engine))
 
-    def _pairing(self, images: int) -> Method[Pairing]:
+    def _pairing_for(self, images: int) -> Method[Pairing]:
         """The pairing for this number of images."""
         chosen = pairing.choose(self.config.paired_by, images, device=self.device, auto=self.config.auto)
         fewer = {"num_matched": self.config.retrieved} if "num_matched" in type(chosen.own).model_fields else None
         return resolve("pairing", chosen.name, fewer, self.device)
 
-    def _mapping(self, scene: EthScene) -> tuple[MapConfig, str]:
+    def _mapping_config(self, scene: EthScene) -> tuple[MapConfig, str]:
         """Mapping configuration, and the origin of its cameras in words."""
         mapping = self.config.map
         if scene.camera is not None and self.config.known_cameras:
@@ -204,11 +204,11 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
         return mapping, f"{mapping.camera.given_model}, {origin}, {'refined' if mapping.camera.refine else 'fixed'}"
 
 
-def _mapped(
-    mapping: MapConfig, found: SceneMap, pairs: Path, names: list[str], overwrite: bool, verifier: Verifier | None
+def _verify_and_map(
+    mapping: MapConfig, scene_map: SceneMap, pairs: Path, names: list[str], overwrite: bool, verifier: Verifier | None
 ) -> SceneMap:
     """Verify and map matched images, as far as that succeeds."""
-    scene, predictions = found.scene, found.predictions
+    scene, predictions = scene_map.scene, scene_map.predictions
     assert predictions.matches is not None
     seconds = predictions.seconds
     database = None
@@ -216,15 +216,17 @@ def _mapped(
         with timed("verify", seconds):
             database = build_database(
                 map_stage.database_config(mapping), scene.images, predictions.features, pairs, predictions.matches,
-                found.folder / "database.db", names=names, overwrite=overwrite,
+                scene_map.folder / "database.db", names=names, overwrite=overwrite,
                 verifier=verifier,
             )  # fmt: skip
         with timed("map", seconds):
-            sparse = map_stage.build_map(mapping, scene.images, database, found.folder / "sparse", overwrite=overwrite)
+            sparse = map_stage.build_map(
+                mapping, scene.images, database, scene_map.folder / "sparse", overwrite=overwrite
+            )
     except EmptyResultError as error:
         LOGGER.warning("%s, %s: %s", scene.name, predictions.method.name, error)
-        return replace(found, database=database, reason=str(error))
-    return replace(found, database=database, sparse=sparse)
+        return replace(scene_map, database=database, reason=str(error))
+    return replace(scene_map, database=database, sparse=sparse)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -240,48 +242,51 @@ def score_table(scores: Sequence[SceneScore]) -> Table:
     """The benchmark's columns: a row per scene and method."""
     columns = ["scene", "method", "images", *(HEADS[column] for column in BENCHMARK)]
     rows: list[list[Cell]] = [
-        [score.scene.name, score.name, len(score.scene.names), *_cells(score, BENCHMARK)] for score in scores
+        [score.scene.name, score.name, len(score.scene.names), *_score_cells(score, BENCHMARK)] for score in scores
     ]
     empty = {number for number, score in enumerate(scores) if score.model is None}
-    return Table("Maps", columns, rows, _note(scores), empty)
+    return Table("Maps", columns, rows, _table_note(scores), empty)
 
 
 def pose_table(scores: Sequence[SceneScore], config: EthConfig) -> Table | None:
     """Errors against ground-truth cameras; None if no scene has any."""
-    judged = [score for score in scores if score.pose_auc is not None]
-    if not judged:
+    with_truth = [score for score in scores if score.pose_auc is not None]
+    if not with_truth:
         return None
     columns = ["scene", "method", *(HEADS[column] for column in CAMERAS)]
     columns += [f"AUC {degrees:g} deg" for degrees in config.pose_thresholds_deg] + ["pairs", "failed pairs"]
     rows: list[list[Cell]] = []
-    for score in judged:
+    for score in with_truth:
         assert score.pose_auc is not None
         assert score.pose_errors is not None
         auc = [100 * value for value in score.pose_auc]
         counts = [len(score.pose_errors.error_deg), score.pose_errors.failed]
-        rows.append([score.scene.name, score.name, *_cells(score, CAMERAS), *auc, *counts])
-    whole = {score.scene.name: score.scene for score in judged if score.scene.is_whole}
-    for row in published_rows(list(whole.values())):
+        rows.append([score.scene.name, score.name, *_score_cells(score, CAMERAS), *auc, *counts])
+    complete = {score.scene.name: score.scene for score in with_truth if score.scene.is_whole}
+    for row in published_rows(list(complete.values())):
         if any(column in row for column in CAMERAS):
             cells = [row.get(column) for column in CAMERAS]
-            label = f"{row['method']} ({_source(row)})"
+            label = f"{row['method']} ({_source_label(row)})"
             rows.append([row["scene"], label, *cells, *[None] * (len(columns) - 2 - len(cells))])
     note = "Centres and rotations: registered images, after one similarity. AUC in %, over all pairs of images."
     return Table("Cameras against the truth", columns, rows, note)
 
 
-def beside_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> list[Table]:
+def comparison_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> list[Table]:
     """Our rows per scene, with published rows below; empty cells where papers give no number."""
     tables = []
     for scene in scenes:
-        printed = [row for row in published_rows([scene]) if set(row) & set(BENCHMARK)]
-        if not printed:
+        published_of_scene = [row for row in published_rows([scene]) if set(row) & set(BENCHMARK)]
+        if not published_of_scene:
             continue
         rows: list[list[Cell]] = [
-            [score.name, "here", *_cells(score, BENCHMARK)] for score in of_scene(scores, scene.name)
+            [score.name, "here", *_score_cells(score, BENCHMARK)] for score in of_scene(scores, scene.name)
         ]
         ours = set(range(len(rows)))
-        rows += [[row["method"], _source(row), *(row.get(column) for column in BENCHMARK)] for row in printed]
+        rows += [
+            [row["method"], _source_label(row), *(row.get(column) for column in BENCHMARK)]
+            for row in published_of_scene
+        ]
         columns = ["method", "from", *(HEADS[column] for column in BENCHMARK)]
         note = "" if scene.is_whole else "Published rows are for another number of images: they do not compare."
         tables.append(Table(f"{scene.name}, compared with published results", columns, rows, note, ours))
@@ -298,7 +303,7 @@ def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
             "paper": table.paper,
             "where": table.where,
             "on_these_images": names[row.scene],
-            **{name: _number(name, value) for name, value in zip(table.columns, row.values, strict=True)},
+            **{name: _as_cell(name, value) for name, value in zip(table.columns, row.values, strict=True)},
         }
         for table in published("eth").tables
         for row in table.rows
@@ -309,7 +314,7 @@ def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
 def origins(scenes: Sequence[EthScene]) -> str:
     """The papers' tables that have rows of these scenes."""
     names = {scene.name for scene in scenes}
-    tables = (one for one in published("eth").tables if any(row.scene in names for row in one.rows))
+    tables = (candidate for candidate in published("eth").tables if any(row.scene in names for row in candidate.rows))
     return " ".join(f"{table.paper}: {table.where}." for table in tables)
 
 
@@ -321,13 +326,13 @@ def ranked(scores: Sequence[SceneScore]) -> list[Ranked]:
         ("reprojection_px", "reproj., px", "low"),
         ("centre_error_mm_mean", "centre, mm", "low"),
     )
-    found = []
+    ranking = []
     for score in scores:
         values = score.as_json()
         for key, label, better in measured:
             if key != "centre_error_mm_mean" or score.scene.truth is not None:
-                found.append(Ranked(score.name, f"{score.scene.name} {label}", values[key], better))
-    return found
+                ranking.append(Ranked(score.name, f"{score.scene.name} {label}", values[key], better))
+    return ranking
 
 
 def best_map(scores: Sequence[SceneScore]) -> Headline:
@@ -337,21 +342,21 @@ def best_map(scores: Sequence[SceneScore]) -> Headline:
     return Headline(best.scene.name, registered, hint=f"images, {best.name}")
 
 
-def _cells(score: SceneScore, columns: Sequence[str]) -> list[Cell]:
+def _score_cells(score: SceneScore, columns: Sequence[str]) -> list[Cell]:
     values = score.as_json()
-    return [_number(column, values[column]) for column in columns]
+    return [_as_cell(column, values[column]) for column in columns]
 
 
-def _number(column: str, value: float | None) -> float | int | None:
+def _as_cell(column: str, value: float | None) -> float | int | None:
     return int(value) if value is not None and column in COUNTS else value
 
 
-def _source(row: dict[str, Any]) -> str:
+def _source_label(row: dict[str, Any]) -> str:
     """Short names of a paper and of its table."""
     return f"{row['paper'].partition(' (')[0]}, {row['where'].partition(';')[0].partition(',')[0]}"
 
 
-def _note(scores: Sequence[SceneScore]) -> str:
+def _table_note(scores: Sequence[SceneScore]) -> str:
     parts = [
         f"{score.scene.name}: {score.map.camera} camera; {score.map.pairs:,} pairs, {score.map.pairs_by}."
         for score in {score.scene.name: score for score in scores}.values()
@@ -383,7 +388,7 @@ def scene_section(scene: EthScene, scores: Sequence[SceneScore]) -> Section:
     """The maps in 3D, and image pairs with their verified matches."""
     items: list[Item] = []
     shown = [score for score in scores if score.model is not None][:SHOWN_3D]
-    items += [_drawn(scene, score) for score in shown]
+    items += [_draw_map(scene, score) for score in shown]
     for score in shown[:1]:
         assert score.map.database is not None
         items += match_pictures(scene.images, score.map.predictions.features, score.map.database)
@@ -392,14 +397,14 @@ def scene_section(scene: EthScene, scores: Sequence[SceneScore]) -> Section:
     return Section(scene.name, text + (f" {left_out} more methods are not drawn." if left_out > 0 else ""), items)
 
 
-def _drawn(scene: EthScene, score: SceneScore) -> Scene3D:
+def _draw_map(scene: EthScene, score: SceneScore) -> Scene3D:
     """A map with its images' true cameras, in the ground-truth frame; in its own frame if there is no truth."""
     assert score.model is not None
     truth, model = scene.truth or {}, read_model(score.model)
-    found = moved_scene(model, similarity_to_truth(model, truth) if truth else np.eye(3, 4))
+    drawing = moved_scene(model, similarity_to_truth(model, truth) if truth else np.eye(3, 4))
     cameras = [
         posed_camera(f"{image.name}, true", truth[image.name], model.cameras[image.camera_id], "truth")
         for image in model.images.values()
         if image.has_pose and image.name in truth
     ]
-    return replace(found, cameras=[*found.cameras, *cameras], title=f"{scene.name}, {score.name}")
+    return replace(drawing, cameras=[*drawing.cameras, *cameras], title=f"{scene.name}, {score.name}")

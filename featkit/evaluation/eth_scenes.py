@@ -40,7 +40,7 @@ class KnownScene:
 
     def is_named(self, name: str) -> bool:
         """Whether a name means this scene, ignoring case, dashes and underscores."""
-        return _plain(name) in {_plain(folder.rpartition("/")[2]) for folder in self.folders}
+        return _normalised_name(name) in {_normalised_name(folder.rpartition("/")[2]) for folder in self.folders}
 
 
 SCENES = (
@@ -106,31 +106,31 @@ def find_scenes(root: Path, wanted: Sequence[str] = ()) -> SceneSet:
     """
     if not root.is_dir():
         kind = "is a file, not a folder of scenes" if root.exists() else "no such folder"
-        raise BadInputError(f"{root}: {kind}; {_sources(SCENES)}")
-    missing = tuple(scene for scene in SCENES if _folder_of(root, scene) is None)
+        raise BadInputError(f"{root}: {kind}; {_sources_text(SCENES)}")
+    missing = tuple(scene for scene in SCENES if _find_folder(root, scene) is None)
     if wanted:
-        folders = [_asked_for(root, name) for name in dict.fromkeys(wanted)]
+        folders = [_requested_scene(root, name) for name in dict.fromkeys(wanted)]
     else:
-        folders = [(scene.name, _folder_of(root, scene)) for scene in SCENES if scene not in missing]
+        folders = [(scene.name, _find_folder(root, scene)) for scene in SCENES if scene not in missing]
     absent = [name for name, folder in folders if folder is None]
     if absent:
-        raise BadInputError(_absent(root, absent))
+        raise BadInputError(_absent_message(root, absent))
     if not folders:
-        raise BadInputError(_none_there(root))
-    found = tuple(read_scene(folder, name) for name, folder in dict(folders).items() if folder is not None)
-    for scene in found:
+        raise BadInputError(_no_scenes_message(root))
+    scenes = tuple(read_scene(folder, name) for name, folder in dict(folders).items() if folder is not None)
+    for scene in scenes:
         if scene.known is not None and not scene.is_whole:
             LOGGER.warning(
                 "%s: %d images, the benchmark has %d: published numbers do not compare",
                 scene.name, len(scene.names), scene.known.images,
             )  # fmt: skip
-    return SceneSet(root, found, missing)
+    return SceneSet(root, scenes, missing)
 
 
 def read_scene(folder: Path, name: str) -> EthScene:
     """Read one scene. Raises BadInputError for fewer than two images, or unreadable poses or camera."""
     images = folder / "images" if (folder / "images").is_dir() else folder
-    names = _names(images, name)
+    names = _image_names(images, name)
     camera = folder / "camera.txt"
     poses = folder / "poses.txt"
     truth = None
@@ -142,7 +142,7 @@ def read_scene(folder: Path, name: str) -> EthScene:
     return EthScene(name, folder, images, names, read_camera(camera) if camera.is_file() else None, truth)
 
 
-def _names(images: Path, scene: str) -> tuple[str, ...]:
+def _image_names(images: Path, scene: str) -> tuple[str, ...]:
     known = known_scene(scene)
     hint = f"; the benchmark's {scene} has {known.images}: {known.source}" if known else ""
     try:
@@ -154,11 +154,11 @@ def _names(images: Path, scene: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _plain(name: str) -> str:
+def _normalised_name(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def _folder_of(root: Path, scene: KnownScene) -> Path | None:
+def _find_folder(root: Path, scene: KnownScene) -> Path | None:
     """Folder of a benchmark scene, or None."""
     exact = next((root / name for name in scene.folders if (root / name).is_dir()), None)
     if exact is not None:
@@ -166,39 +166,41 @@ def _folder_of(root: Path, scene: KnownScene) -> Path | None:
     return next((path for path in sorted(root.iterdir()) if path.is_dir() and scene.is_named(path.name)), None)
 
 
-def _asked_for(root: Path, name: str) -> tuple[str, Path | None]:
+def _requested_scene(root: Path, name: str) -> tuple[str, Path | None]:
     """Name and folder of a scene; a folder of exactly that name is preferred."""
     known = known_scene(name)
     label = known.name if known is not None else Path(name).name
     if (root / name).is_dir() and Path(name).name == name != "..":
         return label, root / name
-    return label, None if known is None else _folder_of(root, known)
+    return label, None if known is None else _find_folder(root, known)
 
 
-def _absent(root: Path, names: Sequence[str]) -> str:
+def _absent_message(root: Path, names: Sequence[str]) -> str:
     known = [scene for scene in map(known_scene, names) if scene is not None]
     parts = [f"{root}: no scene {', '.join(map(repr, names))}"]
     if known:
-        parts.append(_sources(known))
+        parts.append(_sources_text(known))
     if len(known) < len(names):
-        parts.append(f"there are: {', '.join(_folders(root)) or 'none'}")
+        parts.append(f"there are: {', '.join(_subfolders(root)) or 'none'}")
     return "; ".join(parts)
 
 
-def _none_there(root: Path) -> str:
+def _no_scenes_message(root: Path) -> str:
     if (root / "images").is_dir() or any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
         return f"{root}: is one scene; name the folder it lies in, and --scenes {root.resolve().name}"
-    deeper = next((root / name for name in _folders(root) if any(_folder_of(root / name, one) for one in SCENES)), None)
+    deeper = next(
+        (root / name for name in _subfolders(root) if any(_find_folder(root / name, scene) for scene in SCENES)), None
+    )
     if deeper is not None:
         return f"{root}: no scene of the benchmark in it; there are some in {deeper}"
-    others = _folders(root)
+    others = _subfolders(root)
     other = f"other folders are asked for by name, as --scenes {others[0]}; " if others else ""
-    return f"{root}: no scene of the benchmark in it; {other}{_sources(SCENES)}"
+    return f"{root}: no scene of the benchmark in it; {other}{_sources_text(SCENES)}"
 
 
-def _folders(root: Path) -> list[str]:
+def _subfolders(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _sources(scenes: Sequence[KnownScene]) -> str:
+def _sources_text(scenes: Sequence[KnownScene]) -> str:
     return "get " + ", ".join(f"{scene.name} ({scene.images} images) from {scene.source}" for scene in scenes)

@@ -64,17 +64,19 @@ def map_pose_errors(found: Mapping[str, Pose], truth: Mapping[str, Pose]) -> Map
     fails.
     """
     names = tuple(sorted(truth))
-    true, ours = _Cameras.of(names, truth), _Cameras.of(names, found)
+    true, estimated = _Cameras.of(names, truth), _Cameras.of(names, found)
     pairs = [np.zeros((0, 2), np.int64)]
     errors = [np.zeros(0)]
     for first in range(len(names)):  # one row of pairs at a time
         others = np.arange(first + 1, len(names))
-        rotation = _rotation_angles(true.relative_rotations(first, others), ours.relative_rotations(first, others))
-        wanted, apart = true.directions(first, others)
-        got, placed = ours.directions(first, others)
-        direction = np.where(placed, _angles(wanted, got), np.inf)
-        error = np.where(apart, np.fmax(rotation, direction), rotation)
-        error[~(ours.known[first] & ours.known[others])] = np.inf
+        rotation = _rotation_angles_deg(
+            true.relative_rotations(first, others), estimated.relative_rotations(first, others)
+        )
+        true_direction, has_baseline = true.directions(first, others)
+        estimated_direction, is_defined = estimated.directions(first, others)
+        direction = np.where(is_defined, _angles_deg(true_direction, estimated_direction), np.inf)
+        error = np.where(has_baseline, np.fmax(rotation, direction), rotation)
+        error[~(estimated.known[first] & estimated.known[others])] = np.inf
         pairs.append(np.stack([np.full(len(others), first), others], axis=1))
         errors.append(error)
     return MapPoseErrors(names, np.concatenate(pairs), np.concatenate(errors))
@@ -106,18 +108,18 @@ class _Cameras:
         """Relative translations in the frames of the others, and which are long enough to have a direction."""
         baselines = self.centres[first] - self.centres[others]
         sizes = np.linalg.norm(self.centres[others], axis=1) + np.linalg.norm(self.centres[first])
-        apart = np.linalg.norm(baselines, axis=1) > SAME_PLACE * sizes
-        return np.einsum("kij,kj->ki", self.rotations[others], baselines), apart
+        has_direction = np.linalg.norm(baselines, axis=1) > SAME_PLACE * sizes
+        return np.einsum("kij,kj->ki", self.rotations[others], baselines), has_direction
 
 
-def _rotation_angles(a: Float[np.ndarray, "k 3 3"], b: Float[np.ndarray, "k 3 3"]) -> Float[np.ndarray, " k"]:
+def _rotation_angles_deg(a: Float[np.ndarray, "k 3 3"], b: Float[np.ndarray, "k 3 3"]) -> Float[np.ndarray, " k"]:
     """Degrees; exact down to rounding for small angles, as `geometry.poses.rotation_angle_deg`."""
     relative = np.swapaxes(a, 1, 2) @ b
     vee = np.stack([relative[:, i, j] - relative[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], axis=1)
     return np.degrees(np.arctan2(np.linalg.norm(vee, axis=1), np.trace(relative, axis1=1, axis2=2) - 1.0))
 
 
-def _angles(a: Float[np.ndarray, "k 3"], b: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, " k"]:
+def _angles_deg(a: Float[np.ndarray, "k 3"], b: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, " k"]:
     """Degrees between vectors, 0 to 180."""
     across = np.linalg.norm(np.cross(a, b), axis=1)
     return np.degrees(np.arctan2(across, np.einsum("ki,ki->k", a, b)))
@@ -187,30 +189,30 @@ class SceneScore:
             "inlier_pairs": self.inlier_pairs,
             "inlier_matches": self.inlier_matches,
             "dense_points": self.dense_points,
-            **self._truth_as_json(),
+            **self._truth_metrics(),
             "reason": self.map.reason or None,
             "seconds": {stage: round(value, 3) for stage, value in self.map.predictions.seconds.items()},
         }
 
-    def _truth_as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = dict.fromkeys(
+    def _truth_metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = dict.fromkeys(
             ("centre_error_mm_mean", "centre_error_mm_max", "rotation_error_deg_mean", "rotation_error_deg_max")
         )
-        found |= {"pose_auc": None, "pose_pairs": 0, "pose_pairs_failed": 0, "per_image": {}, "pair_errors_deg": []}
+        metrics |= {"pose_auc": None, "pose_pairs": 0, "pose_pairs_failed": 0, "per_image": {}, "pair_errors_deg": []}
         if self.cameras is not None:
-            each = zip(
+            per_image = zip(
                 self.cameras.names, self.cameras.centre.tolist(), self.cameras.rotation_deg.tolist(), strict=True
             )
-            found |= {
+            metrics |= {
                 "centre_error_mm_mean": 1e3 * float(np.mean(self.cameras.centre)),
                 "centre_error_mm_max": 1e3 * float(np.max(self.cameras.centre)),
                 "rotation_error_deg_mean": float(np.mean(self.cameras.rotation_deg)),
                 "rotation_error_deg_max": float(np.max(self.cameras.rotation_deg)),
-                "per_image": {n: {"centre_mm": 1e3 * c, "rotation_deg": r} for n, c, r in each},
+                "per_image": {n: {"centre_mm": 1e3 * c, "rotation_deg": r} for n, c, r in per_image},
             }
         if self.pose_errors is not None and self.pose_auc is not None:
             names, errors = self.pose_errors.names, self.pose_errors.error_deg.tolist()
-            found |= {
+            metrics |= {
                 "pose_auc": plain(self.pose_auc),
                 "pose_pairs": len(errors),
                 "pose_pairs_failed": self.pose_errors.failed,
@@ -219,42 +221,42 @@ class SceneScore:
                     for (a, b), error in zip(self.pose_errors.index.tolist(), errors, strict=True)
                 ],
             }
-        return found
+        return metrics
 
 
 def measure(mapped: SceneMap, dense: DenseConfig | None, thresholds_deg: Sequence[float]) -> SceneScore:
     """Measure a map; a failed one gives a row of zeros. Raises BadInputError."""
-    largest, place, models = _largest(mapped.sparse)
+    largest, model_folder, models = _largest_model(mapped.sparse)
     images = len(mapped.scene.names)
     statistics = NOTHING if largest is None else map_statistics(largest, images)
     verified = (0, 0) if mapped.database is None else count_verified(mapped.database)
     errors = None
     auc = None
     if mapped.scene.truth is not None:
-        errors = map_pose_errors(found_poses(largest), mapped.scene.truth)
+        errors = map_pose_errors(registered_poses(largest), mapped.scene.truth)
         auc = error_auc(errors.error_deg, thresholds_deg)
     return SceneScore(
         map=mapped,
-        model=place,
+        model=model_folder,
         models=models,
         keypoints=_mean_keypoints(mapped),
         statistics=MapStatistics(**{**asdict(statistics), "images": images}),
         inlier_pairs=verified[0],
         inlier_matches=verified[1],
-        dense_points=_dense_points(mapped, place, dense),
+        dense_points=_dense_points(mapped, model_folder, dense),
         cameras=_camera_errors(largest, mapped.scene.truth),
         pose_errors=errors,
         pose_auc=auc,
     )
 
 
-def found_poses(model: Model | None) -> dict[str, Pose]:
+def registered_poses(model: Model | None) -> dict[str, Pose]:
     """World-to-camera poses of the registered images, by name; none without a model."""
     images = [] if model is None else [image for image in model.images.values() if image.has_pose]
     return {image.name: to_pose(image.cam_from_world()) for image in images}
 
 
-def _largest(sparse: Path | None) -> tuple[Model | None, Path | None, int]:
+def _largest_model(sparse: Path | None) -> tuple[Model | None, Path | None, int]:
     """The largest model, its folder, and the number of models."""
     folders = [] if sparse is None else [path for path in sorted(sparse.iterdir()) if path.is_dir()]
     if not folders:
@@ -270,7 +272,7 @@ def _mean_keypoints(mapped: SceneMap) -> float:
 
 
 def _camera_errors(model: Model | None, truth: dict[str, Pose] | None) -> PoseErrors | None:
-    if model is None or truth is None or len(found_poses(model).keys() & truth.keys()) < MIN_COMMON:
+    if model is None or truth is None or len(registered_poses(model).keys() & truth.keys()) < MIN_COMMON:
         return None
     try:
         return compare_with_truth(model, truth)

@@ -104,19 +104,19 @@ def evaluate_matching(data: SequenceSet, predictions: Predictions, config: Match
     """Measure the matches of a method. One pair is in memory at a time. Raises BadInputError for damaged stores."""
     config = config or MatchingConfig()
     assert predictions.matches is not None, "matching is measured on matches"
-    wanted = data.pairs()
+    sequence_pairs = data.pairs()
     scores = []
     with (
         open_features(predictions.features) as features,
         open_matches(predictions.matches, features) as matches,
-        progress("measure", len(wanted), "pairs") as advance,
+        progress("measure", len(sequence_pairs), "pairs") as advance,
     ):
-        for pair in wanted:
+        for pair in sequence_pairs:
             scores.append(score_pair(pair, features, matches, config))
             advance(1)
     groups: dict[str, list[PairScore]] = {}
     sequences: dict[str, list[PairScore]] = {}
-    for pair, score in zip(wanted, scores, strict=True):
+    for pair, score in zip(sequence_pairs, scores, strict=True):
         if pair.sequence.type:
             groups.setdefault(pair.sequence.type, []).append(score)
         sequences.setdefault(pair.sequence.name, []).append(score)
@@ -124,12 +124,12 @@ def evaluate_matching(data: SequenceSet, predictions: Predictions, config: Match
     return MethodScore(
         predictions,
         tuple(scores),
-        {name: group_score(groups[name], config) for name in sorted(groups, key=_order)},
+        {name: group_score(groups[name], config) for name in sorted(groups, key=_group_order)},
         {name: group_score(of_it, config) for name, of_it in sequences.items()},
     )
 
 
-def _order(group: str) -> int:
+def _group_order(group: str) -> int:
     return ("illumination", "viewpoint", OVERALL).index(group)
 
 
@@ -137,17 +137,17 @@ def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, 
     """MMA and homography of one pair."""
     names = pair.pair
     keypoints0, keypoints1 = features.keypoints(names.name0), features.keypoints(names.name1)
-    found = matches.read(names)
-    errors = reprojection_errors(keypoints0, keypoints1, found, pair.homography)
-    index = found.as_index_pairs()
-    estimated = estimate_homography(keypoints0[index[:, 0]], keypoints1[index[:, 1]], config.homography)
+    pair_matches = matches.read(names)
+    errors = reprojection_errors(keypoints0, keypoints1, pair_matches, pair.homography)
+    index = pair_matches.as_index_pairs()
+    estimated_homography = estimate_homography(keypoints0[index[:, 0]], keypoints1[index[:, 1]], config.homography)
     return PairScore(
         sequence=pair.sequence.name,
         image=pair.number,
         features=(len(keypoints0), len(keypoints1)),
         matches=len(errors),
         mma=accuracy(errors, config.thresholds_px),
-        corner_error_px=corner_error(estimated, pair.homography, features.image_size(names.name0)),
+        corner_error_px=corner_error(estimated_homography, pair.homography, features.image_size(names.name0)),
     )
 
 
@@ -189,8 +189,8 @@ class Hpatches(SequenceBenchmark):
 
     def run(self, data: SequenceSet, methods: Sequence[Method[Extractor]], work: Work) -> Result:
         config: MatchingConfig = self.config
-        scores = [evaluate_matching(data, self.predictions(data, one, work, self.by), config) for one in methods]
-        known = published("hpatches_mma")
+        scores = [evaluate_matching(data, self.predictions(data, method, work, self.by), config) for method in methods]
+        published_results = published("hpatches_mma")
         best = max(scores, key=lambda score: score.groups[OVERALL].mma_score)
         table, by_sequence, printed = score_table(scores, data, config), sequence_table(scores), printed_tables(data)
         text = f"Worst and best by MMAScore; a match is correct up to {CORRECT_PX:g} px."
@@ -202,7 +202,7 @@ class Hpatches(SequenceBenchmark):
             numbers={
                 **data.described(),
                 "methods": [score.as_json() for score in scores],
-                "published": {"on_these_pairs": data.is_hpatches, **known.model_dump(mode="json")},
+                "published": {"on_these_pairs": data.is_hpatches, **published_results.model_dump(mode="json")},
             },
             tables=[table, by_sequence, printed[0]],
             ranking=ranked(scores, data, config),
@@ -227,11 +227,11 @@ def score_table(scores: Sequence[MethodScore], data: SequenceSet, config: Matchi
     columns += [f"H within {px:g} px" for px in config.homography.correct_within_px]
     rows: list[list[Cell]] = []
     for score in scores:
-        whole = score.groups[OVERALL]
-        curve = dict(zip(config.thresholds_px, whole.mma.tolist(), strict=True))
+        overall = score.groups[OVERALL]
+        curve = dict(zip(config.thresholds_px, overall.mma.tolist(), strict=True))
         values = [score.groups[group].mma_score for group in groups]
-        values += [curve[px] for px in shown] + list(whole.homography_auc) + list(whole.homography_found)
-        rows.append([score.name, round(whole.features), round(whole.matches), *(100 * value for value in values)])
+        values += [curve[px] for px in shown] + list(overall.homography_auc) + list(overall.homography_found)
+        rows.append([score.name, round(overall.features), round(overall.matches), *(100 * value for value in values)])
     note = f"{data.counted}; a pair without matches counts as MMA 0."
     if data.left_out:
         note += f" Left out as too large, as D2-Net does: {', '.join(data.left_out)}."
@@ -255,33 +255,40 @@ def bars_by_sequence(table: Table, measure: str) -> list[Item]:
 
 def printed_tables(data: SequenceSet) -> list[Table]:
     """Published results: SCFeat's tables II and III."""
-    found = published_tables("hpatches_mma", "Published on HPatches: {}, %", "" if data.is_hpatches else ELSEWHERE)
+    tables = published_tables("hpatches_mma", "Published on HPatches: {}, %", "" if data.is_hpatches else ELSEWHERE)
     heads = [
-        name if name in ("as published", "features", "matches") else f"MMAScore {name}" for name in found[0].columns
+        name if name in ("as published", "features", "matches") else f"MMAScore {name}" for name in tables[0].columns
     ]
     return [
-        Table(one.title, heads, [[row[0], *map(round, row[1:3]), *row[3:]] for row in one.rows], one.note)  # type: ignore[arg-type]
-        for one in found
+        Table(table.title, heads, [[row[0], *map(round, row[1:3]), *row[3:]] for row in table.rows], table.note)  # type: ignore[arg-type]
+        for table in tables
     ]
 
 
 def ranked(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Ranked]:
     """MMAScore and the share of pairs with a correct homography, in %."""
     name = data.root.resolve().name
-    found = [Ranked(one.name, f"MMAScore {name}, %", 100 * one.groups[OVERALL].mma_score) for one in scores]
+    ranking = [Ranked(score.name, f"MMAScore {name}, %", 100 * score.groups[OVERALL].mma_score) for score in scores]
     for number, px in enumerate(config.homography.correct_within_px):
         measure = f"H within {px:g} px {name}, %"
-        found += [Ranked(one.name, measure, 100 * one.groups[OVERALL].homography_found[number]) for one in scores]
-    return found
+        ranking += [
+            Ranked(score.name, measure, 100 * score.groups[OVERALL].homography_found[number]) for score in scores
+        ]
+    return ranking
 
 
 def accuracy_charts(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
     """MMA over the threshold, ours and published; in one chart if measured on the same pairs."""
-    known, px = published_curves(), np.array(config.thresholds_px)
+    published_mma, px = published_curves(), np.array(config.thresholds_px)
     charts: list[Item] = []
     for group in scores[0].groups:
         ours = [Curve(score.name, px, 100 * score.groups[group].mma) for score in scores]
-        theirs = [Curve(one.name, np.array(known.thresholds_px), np.array(one.of(group)), True) for one in known.curves]
+        theirs = [
+            Curve(
+                published_curve.name, np.array(published_mma.thresholds_px), np.array(published_curve.of(group)), True
+            )
+            for published_curve in published_mma.curves
+        ]
         shown = {f"MMA, {group}": ours}
         if data.is_hpatches:
             shown = {f"MMA, {group}, and as published": [*theirs, *ours]}
@@ -293,7 +300,7 @@ def accuracy_charts(scores: Sequence[MethodScore], data: SequenceSet, config: Ma
 
 def extreme_pairs(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
     """Pictures of every method's worst and best pairs."""
-    wanted = data.pairs()
+    sequence_pairs = data.pairs()
     pictures: list[Item] = []
     for score in scores:
         values = [mma_score(pair.mma, config.thresholds_px) for pair in score.pairs]
@@ -302,18 +309,20 @@ def extreme_pairs(scores: Sequence[MethodScore], data: SequenceSet, config: Matc
         best = [index for index in order[::-1][:EXTREMES] if index not in worst]
         for index in (*worst, *best):
             pair, kind = score.pairs[index], "worst" if index in worst else "best"
-            what = f"{pair.sequence}, image 1 and {pair.image}, MMAScore {100 * values[index]:.1f} %"
-            pictures.append(_picture(f"{score.name}, {kind}: {what}", wanted[index], data, score.predictions))
+            description = f"{pair.sequence}, image 1 and {pair.image}, MMAScore {100 * values[index]:.1f} %"
+            pictures.append(
+                _draw_pair(f"{score.name}, {kind}: {description}", sequence_pairs[index], data, score.predictions)
+            )
     return pictures
 
 
-def _picture(title: str, pair: SequencePair, data: SequenceSet, predictions: Predictions) -> MatchPicture:
+def _draw_pair(title: str, pair: SequencePair, data: SequenceSet, predictions: Predictions) -> MatchPicture:
     names = pair.pair
     assert predictions.matches is not None
     with open_features(predictions.features) as store, open_matches(predictions.matches, store) as matches:
         keypoints = [store.keypoints(name) for name in (names.name0, names.name1)]
-        found = matches.read(names)
-    errors = reprojection_errors(keypoints[0], keypoints[1], found, pair.homography)
-    index = found.as_index_pairs()
+        pair_matches = matches.read(names)
+    errors = reprojection_errors(keypoints[0], keypoints[1], pair_matches, pair.homography)
+    index = pair_matches.as_index_pairs()
     points = [keypoints[side][index[:, side]] for side in (0, 1)]
     return match_picture(title, data.root, names, points, errors <= CORRECT_PX)

@@ -125,7 +125,7 @@ def evaluate_hpatches(
     return HPatchesScores(verification, matching, retrieval, means, tasks.source)
 
 
-def _kind(image: Int[np.ndarray, " n"], level: int) -> Int[np.ndarray, " n"]:
+def _kind_index(image: Int[np.ndarray, " n"], level: int) -> Int[np.ndarray, " n"]:
     """Index in KINDS of an image (0 the reference) at a level of noise."""
     return np.where(image == 0, 0, level * VIEWS + image)
 
@@ -137,38 +137,38 @@ def score_verification(
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for level, name in enumerate(LEVELS):
         assert tasks.positive is not None
-        near = _pair_distances(table, tasks.positive, level)
-        few = near[: int(len(near) * config.imbalanced_share)]
+        positive_distances = _pair_distances(table, tasks.positive, level)
+        imbalanced_distances = positive_distances[: int(len(positive_distances) * config.imbalanced_share)]
         scores[name] = {}
         for kind, pairs in (("intra", tasks.intra), ("inter", tasks.inter)):
             if pairs is None:
                 continue
-            far = np.sort(_pair_distances(table, pairs, level))
-            before = np.searchsorted(far, np.sort(near), side="right")
-            auc = 1 - before.mean() / len(far)
-            ap = ap_of_counts(np.searchsorted(far, np.sort(few), side="right"))
+            negative_distances = np.sort(_pair_distances(table, pairs, level))
+            before = np.searchsorted(negative_distances, np.sort(positive_distances), side="right")
+            auc = 1 - before.mean() / len(negative_distances)
+            ap = ap_of_counts(np.searchsorted(negative_distances, np.sort(imbalanced_distances), side="right"))
             scores[name][kind] = {"auc": float(auc), "ap": float(ap)}
     return scores
 
 
 def _pair_distances(table: DescriptorTable, pairs: Pairs, level: int) -> np.ndarray:
     s1, t1, i1, s2, t2, i2 = pairs.rows.T
-    first = table.starts[s1, _kind(t1, level)] + i1
-    second = table.starts[s2, _kind(t2, level)] + i2
+    first = table.starts[s1, _kind_index(t1, level)] + i1
+    second = table.starts[s2, _kind_index(t2, level)] + i2
     return indexed_distances(table.rows, first, second)
 
 
 def score_matching(table: DescriptorTable, data: HPatches, sequences: Sequence[str]) -> dict[str, dict[str, float]]:
     """Mean over images, then over the sequences of each type."""
-    found: dict[str, dict[str, list[float]]] = {level: {} for level in LEVELS}
+    aps: dict[str, dict[str, list[float]]] = {level: {} for level in LEVELS}
     with progress("matching", len(sequences), "sequences") as advance:
         for sequence in sequences:
             number = data.sequences.index(sequence)
             for level, name in enumerate(LEVELS):
                 scores = [_matching_ap(table, number, level * VIEWS + view) for view in range(1, VIEWS + 1)]
-                found[name].setdefault(sequence[0], []).append(float(np.mean(scores)))
+                aps[name].setdefault(sequence[0], []).append(float(np.mean(scores)))
             advance(1)
-    return {level: {kind: float(np.mean(values)) for kind, values in kinds.items()} for level, kinds in found.items()}
+    return {level: {kind: float(np.mean(values)) for kind, values in kinds.items()} for level, kinds in aps.items()}
 
 
 def _matching_ap(table: DescriptorTable, sequence: int, kind: int) -> float:
@@ -209,25 +209,27 @@ def _retrieval_aps(
     far = distance_matrix(query, pool)
     sums = np.zeros((len(LEVELS), len(config.pool_sizes)))
     for level in range(len(LEVELS)):
-        right = np.stack(
+        correct = np.stack(
             [table.of(sequence, level * VIEWS + view)[points] for view in range(1, VIEWS + 1)], axis=1
         )  # (q, 5, d)
-        near = np.stack([distance_matrix(query[row : row + 1], right[row])[0] for row in range(len(points))])
-        before = _ahead(np.sort(near, axis=1), far, config)
+        near = np.stack([distance_matrix(query[row : row + 1], correct[row])[0] for row in range(len(points))])
+        before = _count_ranked_before(np.sort(near, axis=1), far, config)
         sums[level] = ap_of_counts(before).sum(axis=1)
     return sums
 
 
-def _ahead(near: np.ndarray, far: np.ndarray, config: HPatchesConfig) -> Int[np.ndarray, "sizes q 5"]:
+def _count_ranked_before(near: np.ndarray, far: np.ndarray, config: HPatchesConfig) -> Int[np.ndarray, "sizes q 5"]:
     """Number of distractors in each pool ranked before each correct patch."""
     ends = [max(0, min(size - VIEWS, far.shape[1])) for size in config.pool_sizes]
     order = np.argsort(ends)
     before = np.zeros((len(ends), *near.shape), np.int64)
     counted, start = np.zeros(near.shape, np.int64), 0
     for place in order:  # each distractor is counted once, in the smallest pool that contains it
-        part = far[:, start : ends[place]]
+        distractors = far[:, start : ends[place]]
         for rank in range(near.shape[1]):
-            wins = part < near[:, rank, None] if config.ties == "official" else part <= near[:, rank, None]
+            wins = (
+                distractors < near[:, rank, None] if config.ties == "official" else distractors <= near[:, rank, None]
+            )
             counted[:, rank] += np.count_nonzero(wins, axis=1)
         start = ends[place]
         before[place] = counted
@@ -274,8 +276,10 @@ class HpatchesPatches(PatchBenchmark[HPatches]):
         tasks = find_or_draw(data, chosen, self.split, self.tasks, config.drawn, generator)
         if self.write_tasks is not None:
             write_tasks(self.write_tasks, self.split, tasks)
-        kept, left_out = not_trained_on(methods, set(chosen))
-        scores = {one.label: evaluate_hpatches(data, chosen, tasks, self.describer(one), config) for one in kept}
+        usable, left_out = not_trained_on(methods, set(chosen))
+        scores = {
+            method.label: evaluate_hpatches(data, chosen, tasks, self.describer(method), config) for method in usable
+        }
         rows: list[list[Cell]] = [
             [name, *(percent(score.means.get(column)) for column in COLUMNS)] for name, score in scores.items()
         ]
@@ -301,11 +305,11 @@ class HpatchesPatches(PatchBenchmark[HPatches]):
 
 def not_trained_on(methods: Sequence[PatchMethod], tested: set[str]) -> tuple[list[PatchMethod], dict[str, str]]:
     """The methods not trained on any tested scene, and why each of the others is left out."""
-    kept, left_out = [], {}
+    usable, left_out = [], {}
     for method in methods:
         shared = sorted(method.learned_scenes() & tested)
         if shared:
             left_out[method.label] = f"trained on {shared[0]}" + (f" and {len(shared) - 1} more" if shared[1:] else "")
         else:
-            kept.append(method)
-    return kept, left_out
+            usable.append(method)
+    return usable, left_out

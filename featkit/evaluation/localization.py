@@ -102,7 +102,8 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         threshold, share = next(iter(best.localization["recall"].items()))
         folder = work.folder / self.name
         pages: list[list[Cell]] = [
-            [one.scene, Link(one.method.name, Path(os.path.relpath(one.report, folder)).as_posix())] for one in scores
+            [result.scene, Link(result.method.name, Path(os.path.relpath(result.report, folder)).as_posix())]
+            for result in scores
         ]
         return Result(
             "Localization of left-out photographs",
@@ -116,8 +117,10 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
             headlines=[Headline(f"best within {threshold}", 100 * share, "%", f"{best.method.name}, {best.scene}")],
             sections=[
                 Section("Recall", items=[table]),
-                Section("Errors", items=[error_chart(scene, of_it) for scene, of_it in by_scene.items()]),
-                Section("Queries", items=[query_table(scene, of_it) for scene, of_it in by_scene.items()]),
+                Section("Errors", items=[error_chart(scene, scene_scores) for scene, scene_scores in by_scene.items()]),
+                Section(
+                    "Queries", items=[query_table(scene, scene_scores) for scene, scene_scores in by_scene.items()]
+                ),
                 Section("Pages", "Each with its map and queries in 3D.", [Table("", ["scene", "method"], pages)]),
             ],
         )
@@ -132,21 +135,21 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         poses, images = read_poses(scene.folder / "poses.txt"), image_folder(scene.folder)
         label = f"{method.file_name}-{digest(method.fingerprint, config.fingerprint())}"
         place = work.folder / self.name / scene.name / label
-        true = format_poses({name: poses[name] for name in scene.mapped})
+        poses_text = format_poses({name: poses[name] for name in scene.mapped})
         write_text(
             place / "truth" / "camera.txt", scene.camera + "\n", owned=True
         )  # the folder name identifies the configuration
-        reference = write_text(place / "truth" / "poses.txt", true, owned=True)
+        reference = write_text(place / "truth" / "poses.txt", poses_text, owned=True)
         lines = "".join(f"{name} {scene.camera}\n" for name in scene.queries)
-        listed = write_text(place / "queries.txt", lines, owned=True)
+        queries_file = write_text(place / "queries.txt", lines, owned=True)
         if not work.overwrite:
-            found = work.predict(method, images, (*scene.mapped, *scene.queries), scene=scene.name)
-            write_index(place / "features.h5", [found.features], scene.mapped)
-            write_index(place / "localize" / "features.h5", [found.features], scene.queries)
-        rule = {"matcher": config.matcher, "matching": config.matching, "seed": config.seed}
+            predictions = work.predict(method, images, (*scene.mapped, *scene.queries), scene=scene.name)
+            write_index(place / "features.h5", [predictions.features], scene.mapped)
+            write_index(place / "localize" / "features.h5", [predictions.features], scene.queries)
+        matching_changes = {"matcher": config.matcher, "matching": config.matching, "seed": config.seed}
         map_rule = {"verify": {"seed": config.seed}, "seed": config.seed}
         mapped = sfm.run(
-            sfm.SfmConfig(extract=method.config, map=map_rule, **rule),
+            sfm.SfmConfig(extract=method.config, map=map_rule, **matching_changes),
             scene.folder,
             place,
             reference=reference,
@@ -156,10 +159,10 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         )
         pose_rule = {"pose": {"seed": config.seed}}
         localized = localize.run(
-            localize.LocalizationConfig(localize=pose_rule, workers=method.config.workers, **rule),
+            localize.LocalizationConfig(localize=pose_rule, workers=method.config.workers, **matching_changes),
             place,
             images,
-            intrinsics=listed,
+            intrinsics=queries_file,
             truth=scene.folder / "poses.txt",
             device=method.device,
             overwrite=work.overwrite,
@@ -191,11 +194,15 @@ def localization_table(scores: Sequence[HeldOutResult]) -> Table:
     columns += [*thresholds, "median mm", "median deg"]
     rows: list[list[Cell]] = []
     for score in scores:
-        found = score.localization
+        metrics = score.localization
         row: list[Cell] = [score.scene, score.method.name, score.mapping["registered"], score.mapping["points"]]
-        row += [found["judged"], found["localized"], *(100 * found["recall"][each] for each in thresholds)]
-        metres = found["median_m"]
-        rows.append([*row, None if metres is None else MM * metres, found["median_deg"]])
+        row += [
+            metrics["judged"],
+            metrics["localized"],
+            *(100 * metrics["recall"][threshold] for threshold in thresholds),
+        ]
+        metres = metrics["median_m"]
+        rows.append([*row, None if metres is None else MM * metres, metrics["median_deg"]])
     return Table(
         "Localization", columns, rows, "Assumes a truth in metres; a query without a pose is wrong at every threshold."
     )
@@ -203,17 +210,17 @@ def localization_table(scores: Sequence[HeldOutResult]) -> Table:
 
 def ranked(scores: Sequence[HeldOutResult]) -> list[Ranked]:
     """Recall at the strictest threshold in %, and the median errors."""
-    found = []
+    ranking = []
     for score in scores:
-        of_it, name = score.localization, score.method.name
-        threshold, recall = next(iter(of_it["recall"].items()))
-        metres = of_it["median_m"]
-        found += [
+        metrics, name = score.localization, score.method.name
+        threshold, recall = next(iter(metrics["recall"].items()))
+        metres = metrics["median_m"]
+        ranking += [
             Ranked(name, f"{score.scene} within {threshold}, %", 100 * recall, "high"),
             Ranked(name, f"{score.scene} median, mm", None if metres is None else MM * metres, "low"),
-            Ranked(name, f"{score.scene} median, deg", of_it["median_deg"], "low"),
+            Ranked(name, f"{score.scene} median, deg", metrics["median_deg"], "low"),
         ]
-    return found
+    return ranking
 
 
 def error_chart(scene: str, scores: Sequence[HeldOutResult]) -> Curves:

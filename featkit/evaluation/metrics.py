@@ -28,13 +28,13 @@ def error_auc(errors: Iterable[float], thresholds: Iterable[float]) -> tuple[flo
     Computed as in SuperGlue's evaluation (Sarlin et al., CVPR 2020) and later papers: linear interpolation between the
     points (sorted error, share of cases up to it), starting at (0, 0); the last share extends to the threshold.
     """
-    listed = np.asarray(list(errors), dtype=np.float64)
-    listed = np.sort(np.where(np.isfinite(listed), listed, np.inf))
-    share = np.arange(1, len(listed) + 1) / max(len(listed), 1)
+    sorted_errors = np.asarray(list(errors), dtype=np.float64)
+    sorted_errors = np.sort(np.where(np.isfinite(sorted_errors), sorted_errors, np.inf))
+    share = np.arange(1, len(sorted_errors) + 1) / max(len(sorted_errors), 1)
     areas = []
     for threshold in thresholds:
-        within = int(np.searchsorted(listed, threshold))
-        x = np.concatenate([[0.0], listed[:within], [threshold]])
+        within = int(np.searchsorted(sorted_errors, threshold))
+        x = np.concatenate([[0.0], sorted_errors[:within], [threshold]])
         y = np.concatenate([[0.0], share[:within], share[within - 1 : within]])
         if within == 0:
             areas.append(0.0)
@@ -85,16 +85,16 @@ def direction_angle_deg(a: Float[np.ndarray, "3"], b: Float[np.ndarray, "3"]) ->
     return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b)), np.dot(a, b)))) if np.any(a) and np.any(b) else 0
 
 
-def pose_errors_deg(found: RelativePose | None, truth: RelativePose, signed: bool = False) -> tuple[float, float]:
+def pose_errors_deg(estimate: RelativePose | None, truth: RelativePose, signed: bool = False) -> tuple[float, float]:
     """(rotation, translation) error in degrees; infinite without a pose.
 
     signed: whether a translation in the opposite direction has an error of 180 degrees or of 0. A true translation of
     0 has no direction; its error is 0.
     """
-    if found is None:
+    if estimate is None:
         return float("inf"), float("inf")
-    angle = direction_angle_deg(found.translation, truth.translation)
-    return rotation_angle_deg(found.rotation, truth.rotation), angle if signed else min(angle, 180.0 - angle)
+    angle = direction_angle_deg(estimate.translation, truth.translation)
+    return rotation_angle_deg(estimate.rotation, truth.rotation), angle if signed else min(angle, 180.0 - angle)
 
 
 def symmetric_epipolar_errors(
@@ -143,20 +143,20 @@ def score_localization(
 
     Raises BadInputError if no query has a true pose.
     """
-    judged = [name for name in queries if name in truth]
-    if not judged:
+    with_truth = [name for name in queries if name in truth]
+    if not with_truth:
         raise BadInputError(
             "the ground truth names none of the queries; names are relative to the folder of the queries"
         )
-    errors = {name: pose_error(poses[name], truth[name]) for name in judged if name in poses}
+    errors = {name: pose_error(poses[name], truth[name]) for name in with_truth if name in poses}
     recall = tuple(
-        sum(centre <= metres and angle <= degrees for centre, angle in errors.values()) / len(judged)
+        sum(centre <= metres and angle <= degrees for centre, angle in errors.values()) / len(with_truth)
         for metres, degrees in thresholds
     )
     table = np.array(list(errors.values())).reshape(-1, 2)
     median = np.median(table, axis=0) if len(table) else np.full(2, np.nan)
     return LocalizationScore(
-        len(judged), len(errors), tuple(thresholds), recall, float(median[0]), float(median[1]), errors
+        len(with_truth), len(errors), tuple(thresholds), recall, float(median[0]), float(median[1]), errors
     )
 
 
@@ -239,8 +239,8 @@ class Curve:
     @property
     def precision(self) -> Float[np.ndarray, " k"]:
         """Share of matches among the accepted pairs; 1 if none is accepted."""
-        found = self.true_positives + self.false_positives
-        return np.divide(self.true_positives, found, out=np.ones_like(found), where=found > 0)
+        accepted = self.true_positives + self.false_positives
+        return np.divide(self.true_positives, accepted, out=np.ones_like(accepted), where=accepted > 0)
 
     @property
     def auc(self) -> float:
@@ -261,7 +261,7 @@ def fpr95(
     ceil(0.95 m)-th of m; "index" (HyNet) that of the next one. Under both, non-matches at exactly that distance are
     accepted. Raises BadInputError without matches, without non-matches, and for distances that are NaN or infinite.
     """
-    distances, match = _checked(distances, match)
+    distances, match = _check_pairs(distances, match)
     matching = distances[match]
     needed = math.ceil(recall * len(matching) - ROUNDING)
     rank = needed - 1 if rule == "rank" else needed
@@ -272,7 +272,7 @@ def fpr95(
 
 def curve(distances: Float[np.ndarray, " n"], match: Bool[np.ndarray, " n"]) -> Curve:
     """All thresholds at once, for ROC and precision-recall plots. Raises BadInputError as `fpr95` does."""
-    distances, match = _checked(distances, match)
+    distances, match = _check_pairs(distances, match)
     order = np.argsort(distances, kind="stable")
     distances, match = distances[order], match[order]
     last = np.flatnonzero(np.r_[distances[1:] != distances[:-1], True])
@@ -284,7 +284,7 @@ def curve(distances: Float[np.ndarray, " n"], match: Bool[np.ndarray, " n"]) -> 
     )
 
 
-def _checked(distances: np.ndarray, match: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check_pairs(distances: np.ndarray, match: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     distances, match = np.asarray(distances).reshape(-1), np.asarray(match).reshape(-1).astype(bool)
     if len(distances) != len(match):
         raise ValueError(f"{len(distances)} distances for {len(match)} pairs")
@@ -319,20 +319,20 @@ def average_precision(
     num_relevant: total number of relevant items, if some are missing from the list; those count as never found.
     """
     ranked = np.asarray(relevant, bool)[np.argsort(distances, kind="stable")]
-    places = np.flatnonzero(ranked)
-    before = places - np.arange(len(places))
-    return float(ap_of_counts(before, len(places) if num_relevant is None else num_relevant, rule))
+    ranks = np.flatnonzero(ranked)
+    before = ranks - np.arange(len(ranks))
+    return float(ap_of_counts(before, len(ranks) if num_relevant is None else num_relevant, rule))
 
 
 def ap_of_counts(
     before: Int[np.ndarray, "*b r"], num_relevant: int | None = None, rule: ApRule = "trapezoid"
 ) -> Float[np.ndarray, "*b"]:
     """AP from the number of irrelevant items ranked before each relevant one, ascending along the last axis."""
-    found = before.shape[-1]
-    total = found if num_relevant is None else num_relevant
+    num_ranked = before.shape[-1]
+    total = num_ranked if num_relevant is None else num_relevant
     if total == 0:
         return np.zeros(before.shape[:-1])
-    rank = np.arange(1, found + 1)
+    rank = np.arange(1, num_ranked + 1)
     precision = rank / (rank + before)
     if rule == "trapezoid":
         ahead = rank - 1 + before  # number of items ranked before this one
@@ -382,17 +382,17 @@ def estimate_homography(
     first, second = (np.ascontiguousarray(points, np.float64) for points in (points0, points1))
     try:
         if config.estimator == "magsac":
-            found, _ = cv2.findHomography(first, second, _usac(config))
+            homography, _ = cv2.findHomography(first, second, _usac_parameters(config))
         else:
-            found, _ = cv2.findHomography(
+            homography, _ = cv2.findHomography(
                 first, second, cv2.RANSAC, config.max_error_px, None, config.max_iterations, config.confidence
             )
     except cv2.error:  # all points are collinear or coincide
         return None
-    return found if found is not None and np.isfinite(found).all() and found[2, 2] != 0 else None
+    return homography if homography is not None and np.isfinite(homography).all() and homography[2, 2] != 0 else None
 
 
-def _usac(config: HomographyConfig) -> cv2.UsacParams:
+def _usac_parameters(config: HomographyConfig) -> cv2.UsacParams:
     params = cv2.UsacParams()
     params.score = cv2.SCORE_METHOD_MAGSAC
     params.loMethod = cv2.LOCAL_OPTIM_SIGMA

@@ -97,11 +97,11 @@ def rank_matches(
     if rule == "nearest":
         index0, index1 = np.arange(len(rows0)), top_two(rows0, rows1)[0].index.numpy()
     else:
-        index0, index1 = _one_to_one(rows0, rows1)
+        index0, index1 = _match_greedily(rows0, rows1)
     return Ranking(index0, index1, pair_distances(descriptors0[index0], descriptors1[index1]))
 
 
-def rotated_alike(first: Features, second: Features) -> Features:
+def align_rotations(first: Features, second: Features) -> Features:
     """`second` with its descriptors of rotated images (`Features.turns`) rolled to fit those of `first`.
 
     Call it with all features of both images, before any are removed. Raises BadInputError if their turns differ.
@@ -118,22 +118,22 @@ def _as_tensor(descriptors: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows))
 
 
-def _one_to_one(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _match_greedily(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Greedy matching: mutual nearest neighbours are always chosen by it, so take them all at once and repeat."""
-    left0, left1 = torch.arange(len(rows0)), torch.arange(len(rows1))
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    while len(left0) and len(left1):
-        across, down = top_two(rows0[left0], rows1[left1])
-        mutual = down.index[across.index] == torch.arange(len(left0))
-        found.append((left0[mutual], left1[across.index[mutual]]))
-        taken = torch.zeros(len(left1), dtype=torch.bool)
-        taken[across.index[mutual]] = True
-        left0, left1 = left0[~mutual], left1[~taken]
-    return torch.cat([i for i, _ in found]).numpy(), torch.cat([j for _, j in found]).numpy()
+    free0, free1 = torch.arange(len(rows0)), torch.arange(len(rows1))
+    chosen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    while len(free0) and len(free1):
+        forward, backward = top_two(rows0[free0], rows1[free1])
+        mutual = backward.index[forward.index] == torch.arange(len(free0))
+        chosen.append((free0[mutual], free1[forward.index[mutual]]))
+        used = torch.zeros(len(free1), dtype=torch.bool)
+        used[forward.index[mutual]] = True
+        free0, free1 = free0[~mutual], free1[~used]
+    return torch.cat([i for i, _ in chosen]).numpy(), torch.cat([j for _, j in chosen]).numpy()
 
 
 def average_precision_of_matches(
-    distances: Float[np.ndarray, " m"], right: Bool[np.ndarray, " m"], num_correspondences: int
+    distances: Float[np.ndarray, " m"], correct: Bool[np.ndarray, " m"], num_correspondences: int
 ) -> float:
     """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 if `num_correspondences` is 0.
 
@@ -143,9 +143,9 @@ def average_precision_of_matches(
     if num_correspondences == 0 or len(distances) == 0:
         return 0.0
     order = np.argsort(distances, kind="stable")
-    distances, right = distances[order], np.asarray(right, bool)[order]
+    distances, correct = distances[order], np.asarray(correct, bool)[order]
     last = np.flatnonzero(np.append(distances[1:] != distances[:-1], True))
-    true = np.cumsum(right)[last]
+    true = np.cumsum(correct)[last]
     precision = np.concatenate([[1.0], true / (last + 1)])
     recall = np.concatenate([[0.0], true / num_correspondences])
     return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
@@ -217,7 +217,7 @@ class Oxford(SequenceBenchmark):
     default_features = "sift,rootsift"
 
     def run(self, data: SequenceSet, methods: Sequence[Method[Extractor]], work: Work) -> Result:
-        scores = [evaluate_precision(data, self.predictions(data, one, work), self.config) for one in methods]
+        scores = [evaluate_precision(data, self.predictions(data, method, work), self.config) for method in methods]
         table = precision_table(scores)
         names = list(scores[0].sequences)
         rows: list[list[Cell]] = [
@@ -249,7 +249,7 @@ def precision_table(scores: Sequence[MethodPrecision]) -> Table:
     rows: list[list[Cell]] = []
     for rule in RULES:
         for score in scores:
-            values = (*(one.get(rule) for one in score.sequences.values()), score.mean.get(rule))
+            values = (*(means.get(rule) for means in score.sequences.values()), score.mean.get(rule))
             rows.append([score.name, rule, *(None if value is None else 100 * value for value in values)])
     columns = ["method", "right by", *scores[0].sequences, "mean"]
     note = "The measure of DOAP's Fig. 6, whose bars have no numbers in its text. Without scales there is no overlap."
@@ -270,45 +270,52 @@ def evaluate_precision(
 ) -> MethodPrecision:
     """Evaluate a method's descriptors, with two images in memory at a time. Raises BadInputError."""
     config = config or OxfordConfig()
-    wanted = data.pairs()
+    sequence_pairs = data.pairs()
     pairs = []
-    with open_features(predictions.features) as store, progress("measure", len(wanted), "pairs") as advance:
-        for pair in wanted:
+    with open_features(predictions.features) as store, progress("measure", len(sequence_pairs), "pairs") as advance:
+        for pair in sequence_pairs:
             pairs.append(precision_of_pair(pair, store, config))
             advance(1)
-    sequences = {one.name: _means([pair.ap for pair in pairs if pair.sequence == one.name]) for one in data.sequences}
-    return MethodPrecision(predictions, tuple(pairs), sequences, _means(list(sequences.values())))
+    sequences = {
+        entry.name: _mean_by_rule([pair.ap for pair in pairs if pair.sequence == entry.name])
+        for entry in data.sequences
+    }
+    return MethodPrecision(predictions, tuple(pairs), sequences, _mean_by_rule(list(sequences.values())))
 
 
-def _means(values: Sequence[dict[str, float]]) -> dict[str, float]:
+def _mean_by_rule(values: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean by rule, for the rules that all values have."""
-    return {rule: float(np.mean([one[rule] for one in values])) for rule in RULES if all(rule in one for one in values)}
+    return {
+        rule: float(np.mean([means[rule] for means in values]))
+        for rule in RULES
+        if all(rule in means for means in values)
+    }
 
 
 def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordConfig) -> PairPrecision:
     """AP of one pair, by each rule that its features support."""
     first, second = store.read(pair.pair.name0), store.read(pair.pair.name1)
-    second = rotated_alike(first, second)
+    second = align_rotations(first, second)
     back = np.linalg.inv(pair.homography)
     sizes = first.image_size, second.image_size
     first = first.select(np.flatnonzero(inside(first.keypoints, pair.homography, sizes[1])))
     second = second.select(np.flatnonzero(inside(second.keypoints, back, sizes[0])))
     ranking = rank_matches(first.descriptors, second.descriptors, config.matching)
-    judged = {"distance": by_distance(first, second, pair.homography, config)}
+    correspondences_by_rule = {"distance": by_distance(first, second, pair.homography, config)}
     if first.scales is not None and second.scales is not None:
-        judged = {"overlap": by_overlap(first, second, back, config), **judged}
-    right = {rule: found.hold(ranking) for rule, found in judged.items()}
-    totals = {rule: found.num_correspondences(config.matching) for rule, found in judged.items()}
+        correspondences_by_rule = {"overlap": by_overlap(first, second, back, config), **correspondences_by_rule}
+    correct = {rule: of_rule.hold(ranking) for rule, of_rule in correspondences_by_rule.items()}
+    totals = {rule: of_rule.num_correspondences(config.matching) for rule, of_rule in correspondences_by_rule.items()}
     return PairPrecision(
         sequence=pair.sequence.name,
         image=pair.number,
         features_in_both=(len(first), len(second)),
         matches=len(ranking.distances),
         correspondences=totals,
-        right={rule: int(np.count_nonzero(values)) for rule, values in right.items()},
+        right={rule: int(np.count_nonzero(values)) for rule, values in correct.items()},
         ap={
             rule: average_precision_of_matches(ranking.distances, values, totals[rule])
-            for rule, values in right.items()
+            for rule, values in correct.items()
         },
     )
 
@@ -337,8 +344,8 @@ def by_overlap(first: Features, second: Features, back: np.ndarray, config: Oxfo
     index0, index1 = near_regions(centres, radii, scales0, mapped, mean_scales, config.max_overlap_error)
     offsets = (mapped[index1] - centres[index0]) / radii[index0, None]  # in radii of the circle
     errors = overlap_errors(offsets, shapes[index1] / scales0[index0, None, None], 1.0)
-    fits = errors <= config.max_overlap_error
-    return Correspondences(index0[fits], index1[fits], errors[fits])
+    accepted = errors <= config.max_overlap_error
+    return Correspondences(index0[accepted], index1[accepted], errors[accepted])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -383,12 +390,12 @@ def near_pairs(
     key0, key1 = ((cells - low) @ [1.0, width] for cells in (cells0, cells1))
     order = np.argsort(key1, kind="stable")
     key1, finite1 = key1[order], finite1[order]
-    found = [
-        _close(points0, points1, finite0[index0], finite1[index1], radius_px)
+    close_pairs = [
+        _within_radius(points0, points1, finite0[index0], finite1[index1], radius_px)
         for step in (-width, 0.0, width)  # three rows of cells; three neighbouring cells of a row are contiguous
-        for index0, index1 in _runs(key1, key0 + step - 1, key0 + step + 1)
+        for index0, index1 in _index_pairs_in_range(key1, key0 + step - 1, key0 + step + 1)
     ]
-    return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+    return np.concatenate([pair[0] for pair in close_pairs]), np.concatenate([pair[1] for pair in close_pairs])
 
 
 def near_regions(
@@ -405,23 +412,25 @@ def near_regions(
     units of scales0. If the ellipse's centre is outside the circle, they share less than half of either, and the error
     is above 0.5; areas that differ by more than 1 - max_error cannot overlap enough.
     """
-    least = np.sqrt(1 - max_error)
+    min_ratio = np.sqrt(1 - max_error)
     found0, found1 = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     octaves = np.floor(np.log2(np.maximum(scales0, 1e-6)))
     for octave in np.unique(octaves):  # large regions have many neighbours, but are few
-        some0 = np.flatnonzero(octaves == octave)
-        some1 = np.flatnonzero((scales1 >= least * 2.0**octave) & (scales1 <= 2.0 ** (octave + 1) / least))
-        index0, index1 = near_pairs(centres[some0], mapped[some1], float(radii[some0].max()))
-        found0.append(some0[index0])
-        found1.append(some1[index1])
+        circles = np.flatnonzero(octaves == octave)
+        ellipses = np.flatnonzero((scales1 >= min_ratio * 2.0**octave) & (scales1 <= 2.0 ** (octave + 1) / min_ratio))
+        index0, index1 = near_pairs(centres[circles], mapped[ellipses], float(radii[circles].max()))
+        found0.append(circles[index0])
+        found1.append(ellipses[index1])
     index0, index1 = np.concatenate(found0), np.concatenate(found1)
     ratio = scales1[index1] / scales0[index0]
     distance = np.linalg.norm(mapped[index1] - centres[index0], axis=1)
-    keep = (distance <= radii[index0]) & (ratio >= least) & (ratio <= 1 / least)
+    keep = (distance <= radii[index0]) & (ratio >= min_ratio) & (ratio <= 1 / min_ratio)
     return index0[keep], index1[keep]
 
 
-def _runs(keys: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _index_pairs_in_range(
+    keys: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (i, j) with low[i] <= keys[j] <= high[i], in batches of i; keys ascending."""
     first, end = np.searchsorted(keys, low), np.searchsorted(keys, high, side="right")
     for start in range(0, len(low), CHUNK):
@@ -432,7 +441,7 @@ def _runs(keys: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[tuple
         yield index0, np.arange(counts.sum()) - np.repeat(skipped, counts)
 
 
-def _close(
+def _within_radius(
     points0: np.ndarray, points1: np.ndarray, index0: np.ndarray, index1: np.ndarray, radius_px: float
 ) -> tuple[np.ndarray, np.ndarray]:
     difference = points0[index0] - points1[index1]
@@ -452,12 +461,12 @@ def overlap_errors(
         for start in range(0, len(offsets), CHUNK):
             part = slice(start, start + CHUNK)
             area = np.pi * np.abs(np.linalg.det(shapes[part]))
-            shared = _intersection(offsets[part], shapes[part], radius_px)
+            shared = _intersection_area(offsets[part], shapes[part], radius_px)
             errors[part] = 1 - shared / (area + np.pi * radius_px**2 - shared)
     return np.where(np.isfinite(errors), np.clip(errors, 0, 1), 1.0)
 
 
-def _intersection(offsets: np.ndarray, shapes: np.ndarray, radius_px: float) -> Float[np.ndarray, " k"]:
+def _intersection_area(offsets: np.ndarray, shapes: np.ndarray, radius_px: float) -> Float[np.ndarray, " k"]:
     """Area of intersection of circle and ellipse: integral over y of the length that lines of equal y have in both."""
     squared = shapes @ shapes.transpose(0, 2, 1)
     determinant = np.linalg.det(squared)[:, None]

@@ -79,11 +79,11 @@ def describer(
     if near:
         raise UsageError(f"no method named {name!r}; did you mean {near[0]!r}?")
 
-    place = torch_device(device)
-    network, weight = load_patch_network(name, place)
+    target_device = torch_device(device)
+    network, weight = load_patch_network(name, target_device)
 
     def describe(patches: PatchArray) -> np.ndarray:
-        return describe_patches(network, patches, place, batch_size, precision)
+        return describe_patches(network, patches, target_device, batch_size, precision)
 
     info = {"network": network.config.result_fields(), "precision": precision}
     return PatchDescriber(name, describe, info | ({"weight_sha256": weight.sha256} if weight is not None else {}))
@@ -94,17 +94,17 @@ def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.
     out = np.zeros((len(patches), DIMENSION), np.float32)
     starts = range(0, len(patches), BATCH)
 
-    def work(start: int) -> None:
+    def describe_batch(start: int) -> None:
         index = np.arange(start, min(start + BATCH, len(patches)))
-        out[index] = _sift_of(patches[index], config)
+        out[index] = _compute_sift(patches[index], config)
 
     with ThreadPoolExecutor(capped(config.threads)) as pool:  # OpenCV releases the GIL
-        for _ in pool.map(work, starts):
+        for _ in pool.map(describe_batch, starts):
             pass
     return normalised(out, config.root)
 
 
-def _sift_of(patches: UInt8[np.ndarray, "b s s"], config: SiftPatchConfig) -> Shaped[np.ndarray, "b 128"]:
+def _compute_sift(patches: UInt8[np.ndarray, "b s s"], config: SiftPatchConfig) -> Shaped[np.ndarray, "b 128"]:
     sift = cv2.SIFT.create()
     side = patches.shape[-1]
     centre = (side - 1) / 2
@@ -131,13 +131,13 @@ def describe_used(
     parts = []
     with progress(method.name, len(used), "patches") as advance:
         for start in range(0, len(used), CHUNK):
-            parts.append(method.describe(_Chosen(patches, used[start : start + CHUNK])))
+            parts.append(method.describe(_PatchSelection(patches, used[start : start + CHUNK])))
             advance(len(parts[-1]))
     ends = np.cumsum([len(index) for index in indices])
     return np.concatenate(parts), np.split(inverse, ends[:-1])
 
 
-class _Chosen:
+class _PatchSelection:
     """A selection of an array's patches, read on access."""
 
     def __init__(self, patches: PatchArray, index: np.ndarray):
@@ -200,17 +200,19 @@ def image_pairs(
     key = images[first] * (int(images.max(initial=0)) + 1) + images[second]
     order = np.lexsort((classes[first], key))
     first, second, key = first[order], second[order], key[order]
-    once = np.r_[True, (np.diff(key) != 0) | (np.diff(classes[first]) != 0)] if len(key) else np.zeros(0, bool)
-    first, second, key = first[once], second[once], key[once]
+    first_of_class = (
+        np.r_[True, (np.diff(key) != 0) | (np.diff(classes[first]) != 0)] if len(key) else np.zeros(0, bool)
+    )
+    first, second, key = first[first_of_class], second[first_of_class], key[first_of_class]
     starts = np.flatnonzero(np.r_[True, np.diff(key) != 0]) if len(key) else np.zeros(0, np.int64)
     counts = np.diff(np.r_[starts, len(key)])
     chosen = generator.permutation(np.flatnonzero(counts >= min_shared))
-    for pair in chosen[_in_turn(scenes[first[starts[chosen]]])]:
+    for pair in chosen[_alternate_scenes(scenes[first[starts[chosen]]])]:
         rows = starts[pair] + np.sort(generator.permutation(counts[pair])[:max_shared])
         yield ImagePair(first[rows], second[rows])
 
 
-def _in_turn(scenes: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
+def _alternate_scenes(scenes: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
     """An order that alternates between the scenes: each appears once before any appears twice."""
     by_scene = np.argsort(scenes, kind="stable")
     ordered = scenes[by_scene]

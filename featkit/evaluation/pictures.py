@@ -51,10 +51,10 @@ def posed_camera(name: str, pose: Pose, camera: Any, group: str) -> Camera3D:
 def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:
     """Pictures of verified pairs: the ones with the most and the fewest inliers, and some in between."""
     ranked = verified_pairs(database)
-    places = np.unique(np.linspace(0, len(ranked) - 1, min(NUM_PICTURES, len(ranked))).round().astype(int))
+    ranks = np.unique(np.linspace(0, len(ranked) - 1, min(NUM_PICTURES, len(ranked))).round().astype(int))
     pictures: list[Item] = []
-    for place in places:
-        pair = ranked[place][0]
+    for rank in ranks:
+        pair = ranked[rank][0]
         index, inlier = matches_and_inliers(database, pair)
         with open_features(features) as store:
             points = [store.keypoints(name)[index[:, side]] for side, name in enumerate((pair.name0, pair.name1))]
@@ -72,9 +72,13 @@ def match_picture(
     decoding: DecodeConfig = LARGE,
 ) -> MatchPicture:
     """Matches drawn on two downscaled images. points: matched keypoints in each image, in pixels of the files."""
-    both = [decode(images / name, decoding, colour=True) for name in (pair.name0, pair.name1)]
-    seen = [image.pixels_from_file(of_it) for image, of_it in zip(both, points, strict=True)]
-    return MatchPicture(title, both[0].pixels, both[1].pixels, seen[0], seen[1], inlier)
+    images_of_pair = [decode(images / name, decoding, colour=True) for name in (pair.name0, pair.name1)]
+    points_drawn = [
+        image.pixels_from_file(file_points) for image, file_points in zip(images_of_pair, points, strict=True)
+    ]
+    return MatchPicture(
+        title, images_of_pair[0].pixels, images_of_pair[1].pixels, points_drawn[0], points_drawn[1], inlier
+    )
 
 
 def share_curve(name: str, errors: Sequence[float], up_to: Float[np.ndarray, " n"]) -> Curve:

@@ -40,8 +40,8 @@ from featkit.evaluation.pose_pairs import (
     PosePairsConfig,
     ScenePairs,
     choose_pairs,
-    keep_pairs,
     read_scenes,
+    write_chosen_pairs,
 )
 from featkit.features.base import Extractor
 from featkit.io.features import FeatureStore, open_features
@@ -96,12 +96,12 @@ class MatchedPair:
     def estimate(self, estimator: PoseEstimator, seed: int) -> EstimatedPose | None:
         """A pose, and which of all matches are its inliers."""
         points0, points1 = (points[self.usable] for points in self.rays)
-        found = estimator.estimate(RayMatches(points0, points1, self.focal_px), seed)
-        if found is None:
+        estimated = estimator.estimate(RayMatches(points0, points1, self.focal_px), seed)
+        if estimated is None:
             return None
         inlier = np.zeros(len(self.usable), bool)
-        inlier[self.usable] = found.inlier
-        return EstimatedPose(found.pose, inlier)
+        inlier[self.usable] = estimated.inlier
+        return EstimatedPose(estimated.pose, inlier)
 
 
 def evaluate_poses(
@@ -118,11 +118,14 @@ def evaluate_poses(
     scores: list[PosePairScore] = []
     with progress("measure", sum(len(pairs[scene.name]) for scene in scenes), "pairs") as advance:
         for scene in scenes:
-            one = predictions[scene.name]
-            assert one.matches is not None, "poses are measured on matches"
-            with open_features(one.features) as features, open_matches(one.matches, features) as matches:
+            scene_predictions = predictions[scene.name]
+            assert scene_predictions.matches is not None, "poses are measured on matches"
+            with (
+                open_features(scene_predictions.features) as features,
+                open_matches(scene_predictions.matches, features) as matches,
+            ):
                 for pair in pairs[scene.name]:
-                    matched = read_matched(scene, pair, features, matches, threshold_side(one, config))
+                    matched = read_matched(scene, pair, features, matches, threshold_side(scene_predictions, config))
                     scores.append(score_pair(scene, pair, matched, config))
                     advance(1)
     groups = {
@@ -144,9 +147,9 @@ def read_matched(
     """The matches of a pair as rays. longer_side: see `threshold_side`; smaller images are not enlarged."""
     names = (pair.name0, pair.name1)
     cameras = [scene.calibrations[name] for name in names]
-    everything = [features.keypoints(name) for name in names]
+    all_keypoints = [features.keypoints(name) for name in names]
     index = matches.read(pair).as_index_pairs()
-    keypoints = [points[index[:, side]] for side, points in enumerate(everything)]
+    keypoints = [points[index[:, side]] for side, points in enumerate(all_keypoints)]
     rays = [camera.rays(points) for camera, points in zip(cameras, keypoints, strict=True)]
     usable = np.isfinite(np.concatenate(rays, axis=1)).all(axis=1)
     errors = np.full(len(index), np.inf)
@@ -161,7 +164,7 @@ def read_matched(
         usable,
         errors,
         (focal[0], focal[1]),
-        (len(everything[0]), len(everything[1])),
+        (len(all_keypoints[0]), len(all_keypoints[1])),
     )
 
 
@@ -170,16 +173,16 @@ def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: Rela
     truth = scene.relative(pair)
     errors = {}
     for name, estimator in config.estimators.named():
-        found = matched.estimate(estimator, config.seed)
-        angles = pose_errors_deg(None if found is None else found.pose, truth, config.signed_translation)
-        errors[name] = EstimatorError(*angles, 0 if found is None else int(found.inlier.sum()))
-    right = matched.epipolar_errors < config.max_epipolar_error
+        estimated = matched.estimate(estimator, config.seed)
+        angles = pose_errors_deg(None if estimated is None else estimated.pose, truth, config.signed_translation)
+        errors[name] = EstimatorError(*angles, 0 if estimated is None else int(estimated.inlier.sum()))
+    correct = matched.epipolar_errors < config.max_epipolar_error
     return PosePairScore(
         scene=scene.name,
         pair=pair,
         keypoints=matched.counts,
-        matches=len(right),
-        precision=float(right.mean()) if len(right) else 0.0,
+        matches=len(correct),
+        precision=float(correct.mean()) if len(correct) else 0.0,
         errors=errors,
     )
 
@@ -199,11 +202,17 @@ class PoseScore:
         return self.method.name
 
     def as_json(self) -> dict[str, Any]:
-        stages = {stage for one in self.predictions.values() for stage in one.seconds}
+        stages = {stage for predictions_of_scene in self.predictions.values() for stage in predictions_of_scene.seconds}
         return {
             **self.method.described(),
             "seconds": {
-                stage: round(sum(one.seconds.get(stage, 0.0) for one in self.predictions.values()), 3)
+                stage: round(
+                    sum(
+                        predictions_of_scene.seconds.get(stage, 0.0)
+                        for predictions_of_scene in self.predictions.values()
+                    ),
+                    3,
+                )
                 for stage in sorted(stages)
             },
             "overall": self.overall.as_json(),
@@ -225,7 +234,7 @@ class ChosenPairs:
 
     @property
     def pairs(self) -> dict[str, Sequence[Pair]]:
-        return {name: one.pairs for name, one in self.chosen.items()}
+        return {name: scene_pairs.pairs for name, scene_pairs in self.chosen.items()}
 
     def described(self) -> list[dict[str, Any]]:
         """Plain values for each scene."""
@@ -234,12 +243,12 @@ class ChosenPairs:
                 "name": scene.name,
                 "images": str(scene.images),
                 "truth": str(scene.truth),
-                "pairs": len(of_it.pairs),
-                "chosen_by": of_it.rule,
-                "found": of_it.found,
-                "drawn": of_it.drawn,
+                "pairs": len(scene_pairs.pairs),
+                "chosen_by": scene_pairs.rule,
+                "found": scene_pairs.found,
+                "drawn": scene_pairs.drawn,
             }
-            for scene, of_it in ((scene, self.chosen[scene.name]) for scene in self.scenes)
+            for scene, scene_pairs in ((scene, self.chosen[scene.name]) for scene in self.scenes)
         ]
 
 
@@ -278,16 +287,20 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
 
     def run(self, data: ChosenPairs, methods: Sequence[Method[Extractor]], work: Work) -> Result:
         config: RelativePoseConfig = self.config
-        for name, of_it in data.chosen.items():
-            keep_pairs(of_it, config.pairs, config.seed, work.folder / "predictions" / name)
-        scores = [evaluate_poses(data.scenes, data.pairs, self.predictions(data, one, work), config) for one in methods]
+        for name, scene_pairs in data.chosen.items():
+            write_chosen_pairs(scene_pairs, config.pairs, config.seed, work.folder / "predictions" / name)
+        scores = [
+            evaluate_poses(data.scenes, data.pairs, self.predictions(data, method, work), config) for method in methods
+        ]
         tables = [pairs_table(data), auc_table(scores, config), error_table(scores)]
         by_scene = [scene_table(scores, config)] if len(data.scenes) > 1 else []
         first = next(iter(scores[0].overall.estimators))
-        text = f"By the error of {_title(first)}, whose inliers are drawn as correct."
+        text = f"By the error of {_estimator_title(first)}, whose inliers are drawn as correct."
         if len(scores) > PICTURED_METHODS:
             text += f" The first {PICTURED_METHODS} methods are shown."
-        reach = f"Share of the pairs with at most the error on the axis, up to {max(config.thresholds_deg):g} degrees."
+        axis_note = (
+            f"Share of the pairs with at most the error on the axis, up to {max(config.thresholds_deg):g} degrees."
+        )
         count = f"{len(data.scenes)} {'scene' if len(data.scenes) == 1 else 'scenes'}, {scores[0].overall.pairs} pairs"
         return Result(
             "Relative pose",
@@ -302,7 +315,7 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
             sections=[
                 Section("Scores", items=tables[1:]),
                 *(Section("Scenes", items=[table]) for table in by_scene),
-                Section("Share of pairs by error", reach, error_charts(scores, config)),
+                Section("Share of pairs by error", axis_note, error_charts(scores, config)),
                 Section("Worst and best pairs", text, extreme_pairs(data, scores[:PICTURED_METHODS], first, config)),
                 Section("Pairs", items=tables[:1]),
             ],
@@ -310,43 +323,45 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
 
     def predictions(self, data: ChosenPairs, method: Method[Extractor], work: Work) -> dict[str, Predictions]:
         """By scene: features of the images in its pairs, and matches of the pairs."""
-        found = {}
+        by_scene = {}
         for scene in data.scenes:
             pairs = data.pairs[scene.name]
             names = sorted({name for pair in pairs for name in (pair.name0, pair.name1)})
-            found[scene.name] = work.predict(method, scene.images, names, self.by, pairs, scene=scene.name)
-        return found
+            by_scene[scene.name] = work.predict(method, scene.images, names, self.by, pairs, scene=scene.name)
+        return by_scene
 
 
 def auc_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
     """A row per method: keypoints, matches and precision, and the AUC of each estimator over all pairs, in %."""
-    rows: list[list[Cell]] = [[score.name, round(score.overall.keypoints), *_cells(score.overall)] for score in scores]
-    columns = ["method", "keypoints", *_columns(scores, config)]
+    rows: list[list[Cell]] = [
+        [score.name, round(score.overall.keypoints), *_score_cells(score.overall)] for score in scores
+    ]
+    columns = ["method", "keypoints", *_score_columns(scores, config)]
     return Table(f"Relative pose, {scores[0].overall.pairs} pairs: AUC, %", columns, rows, PROTOCOL)
 
 
 def scene_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
     """The same, with a row per scene and method."""
     rows: list[list[Cell]] = [
-        [name, score.name, score.scenes[name].pairs, *_cells(score.scenes[name])]
+        [name, score.name, score.scenes[name].pairs, *_score_cells(score.scenes[name])]
         for name in scores[0].scenes
         for score in scores
     ]
-    return Table("Relative pose by scene: AUC, %", ["scene", "method", "pairs", *_columns(scores, config)], rows)
+    return Table("Relative pose by scene: AUC, %", ["scene", "method", "pairs", *_score_columns(scores, config)], rows)
 
 
-def _columns(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[str]:
+def _score_columns(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[str]:
     estimators = scores[0].overall.estimators
-    aucs = [f"{_title(name)} {degrees:g}°" for name in estimators for degrees in config.thresholds_deg]
+    aucs = [f"{_estimator_title(name)} {degrees:g}°" for name in estimators for degrees in config.thresholds_deg]
     return ["matches", "precision", *aucs]
 
 
-def _cells(group: PoseGroupScore) -> list[Cell]:
-    aucs = [100 * value for one in group.estimators.values() for value in one.auc]
+def _score_cells(group: PoseGroupScore) -> list[Cell]:
+    aucs = [100 * value for score in group.estimators.values() for value in score.auc]
     return [round(group.matches), 100 * group.precision, *aucs]
 
 
-def _title(estimator: str) -> str:
+def _estimator_title(estimator: str) -> str:
     return TITLES.get(estimator, estimator)
 
 
@@ -354,10 +369,16 @@ def error_table(scores: Sequence[PoseScore]) -> Table:
     """A row per method and estimator: median errors in degrees, inliers, pairs without a pose."""
     rows: list[list[Cell]] = []
     for score in scores:
-        for name, one in score.overall.estimators.items():
-            medians = (one.median_deg, one.median_rotation_deg, one.median_translation_deg)
+        for name, estimator_score in score.overall.estimators.items():
+            medians = (
+                estimator_score.median_deg,
+                estimator_score.median_rotation_deg,
+                estimator_score.median_translation_deg,
+            )
             cells = [value if np.isfinite(value) else None for value in medians]
-            rows.append([score.name, _title(name), *cells, round(one.inliers), one.failed])
+            rows.append(
+                [score.name, _estimator_title(name), *cells, round(estimator_score.inliers), estimator_score.failed]
+            )
     columns = ["method", "estimator", "median error", "of rotation", "of translation", "inliers", "without a pose"]
     return Table("Median errors, degrees", columns, rows, "Median over all pairs; '-' where half of them have no pose.")
 
@@ -377,9 +398,9 @@ def ranked(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Rank
     middle = len(config.thresholds_deg) // 2
     measure = f"pose AUC {config.thresholds_deg[middle]:g} deg"
     return [
-        Ranked(score.name, f"{measure}, {_title(name)}, %", 100 * one.auc[middle])
+        Ranked(score.name, f"{measure}, {_estimator_title(name)}, %", 100 * estimator_score.auc[middle])
         for score in scores
-        for name, one in score.overall.estimators.items()
+        for name, estimator_score in score.overall.estimators.items()
     ]
 
 
@@ -389,7 +410,9 @@ def best_methods(scores: Sequence[PoseScore], config: RelativePoseConfig) -> lis
     for name in scores[0].overall.estimators:
         best = max(scores, key=lambda score: score.overall.estimators[name].auc)
         value = 100 * best.overall.estimators[name].auc[0]
-        lines.append(Headline(f"best AUC {config.thresholds_deg[0]:g}°, {_title(name)}", value, "%", best.name))
+        lines.append(
+            Headline(f"best AUC {config.thresholds_deg[0]:g}°, {_estimator_title(name)}", value, "%", best.name)
+        )
     return lines
 
 
@@ -397,11 +420,14 @@ def error_charts(scores: Sequence[PoseScore], config: RelativePoseConfig) -> lis
     """Share of the pairs up to each error: over all scenes, and for each scene if there are several."""
     names, degrees = list(scores[0].scenes), np.linspace(0, max(config.thresholds_deg), CURVE_STEPS + 1)
     charts: list[Item] = []
-    for title, wanted in {"All pairs": names, **({name: [name] for name in names} if len(names) > 1 else {})}.items():
+    for title, scene_names in {
+        "All pairs": names,
+        **({name: [name] for name in names} if len(names) > 1 else {}),
+    }.items():
         curves = [
             share_curve(
-                f"{score.name}, {_title(name)}",
-                [pair.errors[name].deg for pair in score.pairs if pair.scene in wanted],
+                f"{score.name}, {_estimator_title(name)}",
+                [pair.errors[name].deg for pair in score.pairs if pair.scene in scene_names],
                 degrees,
             )
             for score in scores
@@ -419,22 +445,25 @@ def extreme_pairs(
     for score in scores:
         order = sorted(score.pairs, key=lambda pair: pair.errors[estimator].deg)
         for kind, pair in (("worst", order[-1]), ("best", order[0]))[: len(order)]:
-            pictures.append(_picture(kind, pair, data, score, estimator, config))
+            pictures.append(_draw_pair(kind, pair, data, score, estimator, config))
     return pictures
 
 
-def _picture(
+def _draw_pair(
     kind: str, pair: PosePairScore, data: ChosenPairs, score: PoseScore, estimator: str, config: RelativePoseConfig
 ) -> MatchPicture:
     """A picture of a pair; the pose is estimated again, with the same seed and so the same inliers."""
     scene = next(scene for scene in data.scenes if scene.name == pair.scene)
-    one = score.predictions[scene.name]
-    assert one.matches is not None
-    with open_features(one.features) as features, open_matches(one.matches, features) as matches:
-        matched = read_matched(scene, pair.pair, features, matches, threshold_side(one, config))
-    found = matched.estimate(dict(config.estimators.named())[estimator], config.seed)
+    scene_predictions = score.predictions[scene.name]
+    assert scene_predictions.matches is not None
+    with (
+        open_features(scene_predictions.features) as features,
+        open_matches(scene_predictions.matches, features) as matches,
+    ):
+        matched = read_matched(scene, pair.pair, features, matches, threshold_side(scene_predictions, config))
+    estimated = matched.estimate(dict(config.estimators.named())[estimator], config.seed)
     error = pair.errors[estimator].deg
     outcome = f"{error:.2f} degrees" if np.isfinite(error) else "no pose"
     title = f"{score.name}, {kind}: {scene.name}, {pair.pair.name0} and {pair.pair.name1}, {outcome}"
-    inlier = np.zeros(len(matched.usable), bool) if found is None else found.inlier
+    inlier = np.zeros(len(matched.usable), bool) if estimated is None else estimated.inlier
     return match_picture(title, scene.images, pair.pair, matched.keypoints, inlier)

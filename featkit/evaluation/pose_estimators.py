@@ -82,7 +82,7 @@ class OpencvEstimator(PoseEstimator):
         points0, points1 = (np.ascontiguousarray(p, np.float64) for p in (matches.points0, matches.points1))
         try:
             if self.method == "ransac":
-                found, mask = cv2.findEssentialMat(
+                essential, mask = cv2.findEssentialMat(
                     points0,
                     points1,
                     np.eye(3),
@@ -93,16 +93,22 @@ class OpencvEstimator(PoseEstimator):
                 )
             else:
                 camera = np.diag([focal, focal, 1.0])
-                found, mask = cv2.findEssentialMat(
-                    focal * points0, focal * points1, camera, camera, np.zeros(4), np.zeros(4), self._usac(seed)
+                essential, mask = cv2.findEssentialMat(
+                    focal * points0,
+                    focal * points1,
+                    camera,
+                    camera,
+                    np.zeros(4),
+                    np.zeros(4),
+                    self._usac_parameters(seed),
                 )
-            if found is None or mask is None or not np.isfinite(found).all():
+            if essential is None or mask is None or not np.isfinite(essential).all():
                 return None
-            return _best_pose(found, mask, points0, points1)
+            return _best_pose(essential, mask, points0, points1)
         except cv2.error:  # degenerate points
             return None
 
-    def _usac(self, seed: int) -> cv2.UsacParams:
+    def _usac_parameters(self, seed: int) -> cv2.UsacParams:
         params = cv2.UsacParams()
         params.score = cv2.SCORE_METHOD_MAGSAC
         params.loMethod = cv2.LOCAL_OPTIM_SIGMA
@@ -171,11 +177,11 @@ class PoselibEstimator(PoseEstimator):
             "max_iterations": self.max_iterations,
             "seed": seed,
         }
-        found, told = poselib.estimate_relative_pose(*scaled, *cameras, options)
-        inlier = np.array(told["inliers"], dtype=bool)
-        if inlier.sum() < MIN_MATCHES_ESSENTIAL or not (np.isfinite(found.R).all() and np.isfinite(found.t).all()):
+        pose, info = poselib.estimate_relative_pose(*scaled, *cameras, options)
+        inlier = np.array(info["inliers"], dtype=bool)
+        if inlier.sum() < MIN_MATCHES_ESSENTIAL or not (np.isfinite(pose.R).all() and np.isfinite(pose.t).all()):
             return None
-        return EstimatedPose(RelativePose(np.array(found.R), np.array(found.t)), inlier)
+        return EstimatedPose(RelativePose(np.array(pose.R), np.array(pose.t)), inlier)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -276,15 +282,15 @@ def group_score(pairs: Sequence[PosePairScore], thresholds_deg: Sequence[float])
 
 
 def _estimator_score(errors: Sequence[EstimatorError], thresholds_deg: Sequence[float]) -> EstimatorScore:
-    def median(value: Callable[[EstimatorError], float]) -> float:
+    def lower_median(value: Callable[[EstimatorError], float]) -> float:
         """Lower median: with an even number of values, the mean with an infinite error would be useless."""
         return sorted(map(value, errors))[(len(errors) - 1) // 2]
 
     return EstimatorScore(
         auc=error_auc([error.deg for error in errors], thresholds_deg),
-        median_deg=median(lambda error: error.deg),
-        median_rotation_deg=median(lambda error: error.rotation_deg),
-        median_translation_deg=median(lambda error: error.translation_deg),
+        median_deg=lower_median(lambda error: error.deg),
+        median_rotation_deg=lower_median(lambda error: error.rotation_deg),
+        median_translation_deg=lower_median(lambda error: error.translation_deg),
         inliers=float(np.mean([error.inliers for error in errors])),
         failed=sum(not np.isfinite(error.deg) for error in errors),
     )

@@ -51,7 +51,7 @@ class PosePairsConfig(Config):
 
     @field_validator("overlap_edges", "view_edges_deg")
     @classmethod
-    def _ascending(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_ascending(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
         if len(edges) < 2 or not all(low < high for low, high in pairwise(edges)):
             raise ValueError("two or more edges, each above the one before")
         return edges
@@ -68,7 +68,7 @@ class ScenePairs:
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class _PairCandidates:
     """Pairs of `names` (as indices), and the values by which they are sorted into ranges."""
 
     names: Sequence[str]
@@ -76,64 +76,67 @@ class _Candidates:
     values: Float[np.ndarray, " n"]
 
 
-def choose_pairs(scene: PosedScene, config: PosePairsConfig, seed: int, given: Path | None = None) -> ScenePairs:
+def choose_pairs(scene: PosedScene, config: PosePairsConfig, seed: int, pairs_file: Path | None = None) -> ScenePairs:
     """The pairs to evaluate, sorted by name: those of a file, those listed with the scene, or drawn ones.
 
     Raises BadInputError for pairs that cannot be evaluated, EmptyResultError if no pair is within the limits.
     """
-    if given is not None:
-        listed = read_pairs(given)
-        chosen = ScenePairs(tuple(listed), f"the pairs of {given}", {}, {})
+    if pairs_file is not None:
+        listed = read_pairs(pairs_file)
+        chosen = ScenePairs(tuple(listed), f"the pairs of {pairs_file}", {}, {})
     elif scene.listed:
         chosen = ScenePairs(tuple(scene.listed), f"all pairs of {scene.truth.name}", {}, {})
     else:
-        chosen = _drawn(scene, config, np.random.default_rng(seed))
-    scene.check_pairs(chosen.pairs, given or scene.truth)
+        chosen = _draw_pairs(scene, config, np.random.default_rng(seed))
+    scene.check_pairs(chosen.pairs, pairs_file or scene.truth)
     return chosen
 
 
-def keep_pairs(chosen: ScenePairs, config: PosePairsConfig, seed: int, folder: Path) -> Path:
+def write_chosen_pairs(chosen: ScenePairs, config: PosePairsConfig, seed: int, folder: Path) -> Path:
     """Write the pairs to the folder of the predictions. Raises NotWritableError."""
     extra = {"rule": chosen.rule, "seed": seed, "found": chosen.found, "drawn": chosen.drawn}
     return write_pairs(folder / "pose-pairs.txt", chosen.pairs, config, extra)
 
 
-def _drawn(scene: PosedScene, config: PosePairsConfig, generator: np.random.Generator) -> ScenePairs:
+def _draw_pairs(scene: PosedScene, config: PosePairsConfig, generator: np.random.Generator) -> ScenePairs:
     if scene.model is not None:
-        found, edges, unit = by_overlap(read_tracks(scene.model), scene, config), config.overlap_edges, ""
+        candidates, edges, unit = by_overlap(read_tracks(scene.model), scene, config), config.overlap_edges, ""
         rule = f"overlap {edges[0]:g} to {edges[-1]:g}, {config.min_shared} shared points or more"
     else:
-        found, edges, unit = by_view(scene), config.view_edges_deg, " deg"
+        candidates, edges, unit = by_view(scene), config.view_edges_deg, " deg"
         rule = f"viewing directions {edges[0]:g} to {edges[-1]:g} deg apart"
-    groups = np.searchsorted(edges, found.values, side="right") - 1
-    groups[found.values == edges[-1]] = len(edges) - 2  # the last range includes its upper edge
-    inside = np.flatnonzero((groups >= 0) & (groups < len(edges) - 1))
-    if not len(inside):
+    groups = np.searchsorted(edges, candidates.values, side="right") - 1
+    groups[candidates.values == edges[-1]] = len(edges) - 2  # the last range includes its upper edge
+    in_range = np.flatnonzero((groups >= 0) & (groups < len(edges) - 1))
+    if not len(in_range):
         raise EmptyResultError(
             f"{scene.truth}: no pair of its {len(scene.poses)} images has {rule}; widen the ranges by"
             f" --set pairs.{'overlap_edges' if scene.model else 'view_edges_deg'}=[...], or give --pairs"
         )
-    taken = inside[evenly(groups[inside], config.max_pairs, generator)]
+    drawn = in_range[evenly(groups[in_range], config.max_pairs, generator)]
     labels = [f"{low:g} to {high:g}{unit}" for low, high in pairwise(edges)]
     counts = [
-        {label: int(np.sum(groups[rows] == number)) for number, label in enumerate(labels)} for rows in (inside, taken)
+        {label: int(np.sum(groups[rows] == number)) for number, label in enumerate(labels)}
+        for rows in (in_range, drawn)
     ]
-    pairs = sorted(Pair(found.names[first], found.names[second]) for first, second in found.pairs[taken].tolist())
+    pairs = sorted(
+        Pair(candidates.names[first], candidates.names[second]) for first, second in candidates.pairs[drawn].tolist()
+    )
     return ScenePairs(tuple(pairs), rule, *counts)
 
 
 def evenly(groups: Int[np.ndarray, " n"], count: int, generator: np.random.Generator) -> Int[np.ndarray, " m"]:
     """Rows drawn from each group in turn until `count` are taken or none is left; ascending."""
     queues = [generator.permutation(np.flatnonzero(groups == group)).tolist() for group in np.unique(groups)]
-    taken: list[int] = []
-    while any(queues) and len(taken) < count:
+    rows: list[int] = []
+    while any(queues) and len(rows) < count:
         for queue in queues:
-            if queue and len(taken) < count:
-                taken.append(queue.pop())
-    return np.sort(np.array(taken, dtype=np.int64))
+            if queue and len(rows) < count:
+                rows.append(queue.pop())
+    return np.sort(np.array(rows, dtype=np.int64))
 
 
-def by_overlap(tracks: SceneTracks, scene: PosedScene, config: PosePairsConfig) -> _Candidates:
+def by_overlap(tracks: SceneTracks, scene: PosedScene, config: PosePairsConfig) -> _PairCandidates:
     """All pairs that share enough points under a large enough angle, with their overlaps."""
     images = [number for number, name in enumerate(tracks.image_names) if name in scene.poses]
     seen = [np.unique(tracks.observed_points[tracks.observed_images == number]) for number in images]
@@ -141,17 +144,17 @@ def by_overlap(tracks: SceneTracks, scene: PosedScene, config: PosePairsConfig) 
     centres = [-tracks.rotations[number].T @ tracks.translations[number] for number in images]
     pairs, values = [], []
     for first, second in np.argwhere(np.triu(counts >= config.min_shared, 1)).tolist():
-        both = tracks.points[np.intersect1d(seen[first], seen[second], assume_unique=True)]
-        rays = [both - centres[number] for number in (first, second)]
+        shared = tracks.points[np.intersect1d(seen[first], seen[second], assume_unique=True)]
+        rays = [shared - centres[number] for number in (first, second)]
         cross, dot = np.linalg.norm(np.cross(*rays), axis=1), np.sum(rays[0] * rays[1], axis=1)
         if np.degrees(np.median(np.arctan2(cross, dot))) >= config.min_angle_deg:
             pairs.append((first, second))
             values.append(counts[first, second] / min(len(seen[first]), len(seen[second])))
     names = [tracks.image_names[number] for number in images]
-    return _Candidates(names, np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(values))
+    return _PairCandidates(names, np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(values))
 
 
-def by_view(scene: PosedScene) -> _Candidates:
+def by_view(scene: PosedScene) -> _PairCandidates:
     """All pairs of cameras at different positions, with the angle between their viewing directions in degrees."""
     names = sorted(scene.poses)
     forward = [rotation_matrix(scene.poses[name].qvec)[2] for name in names]
@@ -161,7 +164,7 @@ def by_view(scene: PosedScene) -> _Candidates:
         if relative_pose(scene.poses[names[first]], scene.poses[names[second]]).translation.any()
     ]
     values = np.array([direction_angle_deg(forward[first], forward[second]) for first, second in pairs])
-    return _Candidates(names, np.array(pairs, dtype=np.int64).reshape(-1, 2), values)
+    return _PairCandidates(names, np.array(pairs, dtype=np.int64).reshape(-1, 2), values)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -202,19 +205,23 @@ def read_calibrated_pairs(path: Path) -> CalibratedPairs:
         skipped = LENGTHS.get(len(fields) - 2)
         if skipped is None:
             raise BadInputError(f"{where}: {LINE}; found {max(len(fields) - 2, 0)}")
-        values = _numbers(fields[2 + skipped :], where)
+        values = _parse_numbers(fields[2 + skipped :], where)
         pair = Pair(fields[0], fields[1])
         if pair.name0 == pair.name1:
             raise BadInputError(f"{where}: {pair.name0!r} is paired with itself; remove the line")
         for name, matrix in ((pair.name0, values[:9]), (pair.name1, values[9:18])):
-            camera = _pinhole(matrix.reshape(3, 3), where)
+            camera = _pinhole_intrinsics(matrix.reshape(3, 3), where)
             if not np.allclose(intrinsics.setdefault(name, camera).params, camera.params, rtol=SAME_CAMERA):
                 raise BadInputError(
                     f"{where}: {name!r} has different intrinsics in an earlier line; an image has one camera"
                 )
-        rest = values[18:]
-        pose = rest.reshape(4, 4)[:3] if len(rest) == 16 else np.column_stack([rest[:9].reshape(3, 3), rest[9:]])
-        poses.setdefault(pair, RelativePose(_rotation(pose[:, :3], where), pose[:, 3]))
+        pose_values = values[18:]
+        pose = (
+            pose_values.reshape(4, 4)[:3]
+            if len(pose_values) == 16
+            else np.column_stack([pose_values[:9].reshape(3, 3), pose_values[9:]])
+        )
+        poses.setdefault(pair, RelativePose(_nearest_rotation(pose[:, :3], where), pose[:, 3]))
     if not poses:
         raise BadInputError(f"{path}: no pairs in it")
     return CalibratedPairs(poses, intrinsics)
@@ -230,15 +237,15 @@ def read_views(path: Path) -> tuple[dict[str, Pose], dict[str, Intrinsics]]:
         if len(fields) < 13 or name in poses:
             what = "listed before" if name in poses else "expected `name R t MODEL width height params...`"
             raise BadInputError(f"{where}: {name!r}: {what}")
-        values = _numbers(fields[:12], where)
-        poses[name] = Pose(quaternion(_rotation(values[:9].reshape(3, 3), where)), values[9:])
+        values = _parse_numbers(fields[:12], where)
+        poses[name] = Pose(quaternion(_nearest_rotation(values[:9].reshape(3, 3), where)), values[9:])
         intrinsics[name] = parse_intrinsics(" ".join(fields[12:]), where)
     if not poses:
         raise BadInputError(f"{path}: no images in it")
     return poses, intrinsics
 
 
-def _numbers(fields: list[str], where: str) -> Float[np.ndarray, " n"]:
+def _parse_numbers(fields: list[str], where: str) -> Float[np.ndarray, " n"]:
     try:
         values = np.array([float(field) for field in fields])
     except ValueError:
@@ -248,18 +255,18 @@ def _numbers(fields: list[str], where: str) -> Float[np.ndarray, " n"]:
     return values
 
 
-def _pinhole(matrix: Float[np.ndarray, "3 3"], where: str) -> Intrinsics:
+def _pinhole_intrinsics(matrix: Float[np.ndarray, "3 3"], where: str) -> Intrinsics:
     (fx, skew, cx), (below, fy, cy), last = matrix.tolist()
     if fx <= 0 or fy <= 0 or skew or below or last != [0, 0, 1]:
         raise BadInputError(f"{where}: K is not that of a pinhole camera without skew")
     return Intrinsics("PINHOLE", 0, 0, (fx, fy, cx, cy))
 
 
-def _rotation(matrix: Float[np.ndarray, "3 3"], where: str) -> Float[np.ndarray, "3 3"]:
+def _nearest_rotation(matrix: Float[np.ndarray, "3 3"], where: str) -> Float[np.ndarray, "3 3"]:
     if not (np.abs(matrix.T @ matrix - np.eye(3)).max() <= ROTATION_TOLERANCE and np.linalg.det(matrix) > 0):
         raise BadInputError(f"{where}: R is not a rotation (row by row)")
-    left, _, right = np.linalg.svd(matrix)  # nearest rotation: the rounded values are not exactly one
-    return left @ right
+    u, _, vt = np.linalg.svd(matrix)  # nearest rotation: the rounded values are not exactly one
+    return u @ vt
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -309,9 +316,9 @@ class PosedScene:
         """True relative pose of a pair that passed `check_pairs`."""
         if pair in self.listed:
             return self.listed[pair]
-        turned = Pair(pair.name1, pair.name0)
-        if turned in self.listed:
-            return self.listed[turned].inverse()
+        reversed_pair = Pair(pair.name1, pair.name0)
+        if reversed_pair in self.listed:
+            return self.listed[reversed_pair].inverse()
         return relative_pose(self.poses[pair.name0], self.poses[pair.name1])
 
     def check_pairs(self, pairs: Sequence[Pair], where: Path) -> None:
@@ -323,7 +330,7 @@ class PosedScene:
             source = f"; {MEGADEPTH}" if self.listed else ""
             raise BadInputError(
                 f"{self.images}: {len(missing)} of {len(names)} images of {self.truth.name} are missing:"
-                f" {_first(missing)}{source}"
+                f" {_first_names(missing)}{source}"
             )
         for name in names:
             size, expected = stored_size(self.images / name), self.calibrations[name].size
@@ -337,7 +344,7 @@ class PosedScene:
         unknown = [name for pair in pairs for name in (pair.name0, pair.name1) if name not in self.calibrations]
         if unknown:
             raise BadInputError(
-                f"{where}: {_first(dict.fromkeys(unknown))}: no such image in {self.truth}, which has"
+                f"{where}: {_first_names(dict.fromkeys(unknown))}: no such image in {self.truth}, which has"
                 f" {len(self.calibrations)}, such as {next(iter(self.calibrations))}"
             )
         for pair in pairs if not self.poses else ():
@@ -348,9 +355,9 @@ class PosedScene:
 def read_scenes(roots: Sequence[Path]) -> list[PosedScene]:
     """Read scenes, which need distinct names. Raises BadInputError, and UsageError for duplicate names."""
     names = [root.resolve().name for root in roots]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two scenes are named {twice!r}; rename one of the folders")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"two scenes are named {duplicate!r}; rename one of the folders")
     return [read_scene(root) for root in roots]
 
 
@@ -361,7 +368,7 @@ def read_scene(root: Path) -> PosedScene:
     if (root / CALIBRATED).is_file():
         return _calibrated_scene(name, root, images)
     if (root / VIEWS).is_file():
-        return _viewed_scene(name, root, images)
+        return _views_scene(name, root, images)
     folders = (root / "sparse", root / "sparse" / "0", root)
     model = next((folder for folder in folders if is_model(folder)), None)
     for poses in (root / "poses.txt", root / "truth" / "poses.txt"):
@@ -378,23 +385,28 @@ def _referenced_scene(name: str, images: Path, truth: Path, model: Path | None) 
     reference = read_reference(truth, CameraConfig())
     assert reference.cameras is not None
     assert reference.camera_ids is not None
-    by_id = {number: _calibration(camera) for number, camera in reference.cameras.items()}
+    by_id = {number: _to_calibration(camera) for number, camera in reference.cameras.items()}
     calibrations = {image: by_id[reference.camera_ids[image]] for image in sorted(reference.poses)}
     return PosedScene(name, images, calibrations, truth, reference.poses, model=model)
 
 
 def _calibrated_scene(name: str, root: Path, images: Path) -> PosedScene:
     truth = root / CALIBRATED
-    found = read_calibrated_pairs(truth)
+    calibrated = read_calibrated_pairs(truth)
     return PosedScene(
-        name, _holding(root, images, found.intrinsics), _calibrated(found.intrinsics), truth, {}, found.poses
+        name,
+        _folder_of_names(root, images, calibrated.intrinsics),
+        _to_calibrations(calibrated.intrinsics),
+        truth,
+        {},
+        calibrated.poses,
     )
 
 
-def _viewed_scene(name: str, root: Path, images: Path) -> PosedScene:
+def _views_scene(name: str, root: Path, images: Path) -> PosedScene:
     truth = root / VIEWS
     poses, intrinsics = read_views(truth)
-    scene = PosedScene(name, _holding(root, images, intrinsics), _calibrated(intrinsics), truth, poses)
+    scene = PosedScene(name, _folder_of_names(root, images, intrinsics), _to_calibrations(intrinsics), truth, poses)
     if not (root / "pairs.txt").is_file():
         return scene
     pairs = read_pairs(root / "pairs.txt")
@@ -403,21 +415,21 @@ def _viewed_scene(name: str, root: Path, images: Path) -> PosedScene:
     return PosedScene(name, scene.images, scene.calibrations, truth, poses, listed)
 
 
-def _holding(root: Path, images: Path, names: Iterable[str]) -> Path:
+def _folder_of_names(root: Path, images: Path, names: Iterable[str]) -> Path:
     """The folder that the listed names are relative to: images/, or that of the list."""
     first = next(iter(names))
     return root if (root / first).is_file() and not (images / first).is_file() else images
 
 
-def _calibrated(intrinsics: dict[str, Intrinsics]) -> dict[str, Calibration]:
-    return {name: _calibration(to_camera(one)) for name, one in intrinsics.items()}
+def _to_calibrations(intrinsics: dict[str, Intrinsics]) -> dict[str, Calibration]:
+    return {name: _to_calibration(to_camera(camera)) for name, camera in intrinsics.items()}
 
 
-def _calibration(camera) -> Calibration:  # type: ignore[no-untyped-def]  # pycolmap.Camera, which mapping/ alone may name
+def _to_calibration(camera) -> Calibration:  # type: ignore[no-untyped-def]  # pycolmap.Camera, which mapping/ alone may name
     size = (camera.width, camera.height) if camera.width else None
     return Calibration(CameraProjector(camera), float(camera.mean_focal_length()), size)
 
 
-def _first(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:NAMED]) + ("..." if len(listed) > NAMED else "")
+def _first_names(names: Iterable[str]) -> str:
+    all_names = list(names)
+    return ", ".join(all_names[:NAMED]) + ("..." if len(all_names) > NAMED else "")

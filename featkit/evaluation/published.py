@@ -59,8 +59,8 @@ def published(benchmark: str) -> Published:
 
 def published_tables(benchmark: str, title: str = "{}", note: str = "") -> list[Table]:
     """One table per published table. title: {} is replaced by the paper and table number."""
-    known = published(benchmark)
-    heads = [column if isinstance(column, str) else " -> ".join(column) for column in known.columns]
+    results = published(benchmark)
+    heads = [column if isinstance(column, str) else " -> ".join(column) for column in results.columns]
     return [
         Table(
             title.format(f"{table.paper}: {table.where}"),
@@ -68,7 +68,7 @@ def published_tables(benchmark: str, title: str = "{}", note: str = "") -> list[
             [[row.name, *row.values] for row in table.rows],
             note,
         )
-        for table in known.tables
+        for table in results.tables
     ]
 
 

@@ -137,21 +137,21 @@ def read_sequences(root: Path, names: Collection[str] = (), all_sequences: bool 
     all_sequences: also those of HPatches that D2-Net's protocol excludes as too large.
     Raises BadInputError that names what is missing or broken.
     """
-    root = _folder_of_sequences(root)
-    found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and is_sequence(path)]
-    unknown = sorted(set(names) - set(found))
+    root = _find_release(root)
+    available = [path.name for path in sorted(root.iterdir()) if path.is_dir() and is_sequence(path)]
+    unknown = sorted(set(names) - set(available))
     if unknown:
-        raise BadInputError(f"{root}: no sequence {unknown[0]!r}; there are: {', '.join(found) or 'none'}")
-    if not found:
-        raise BadInputError(_nothing_found(root))
-    left_out = tuple(name for name in found if name in TOO_LARGE and not names and not all_sequences)
-    wanted = [name for name in found if name not in left_out and (not names or name in names)]
+        raise BadInputError(f"{root}: no sequence {unknown[0]!r}; there are: {', '.join(available) or 'none'}")
+    if not available:
+        raise BadInputError(_no_sequence_message(root))
+    left_out = tuple(name for name in available if name in TOO_LARGE and not names and not all_sequences)
+    selected = [name for name in available if name not in left_out and (not names or name in names)]
     if left_out:
         LOGGER.info(
             "%d sequences are left out as too large, as D2-Net does (--all-sequences keeps them)", len(left_out)
         )
     problems: list[str] = []
-    sequences = tuple(_read_sequence(root / name, problems) for name in wanted)
+    sequences = tuple(_read_sequence(root / name, problems) for name in selected)
     if problems:
         more = f" and {len(problems) - NAMED_AT_MOST} more" if len(problems) > NAMED_AT_MOST else ""
         raise BadInputError(f"{root}: {'; '.join(problems[:NAMED_AT_MOST])}{more}; {FETCH}, or leave out the sequence")
@@ -160,14 +160,14 @@ def read_sequences(root: Path, names: Collection[str] = (), all_sequences: bool 
     return SequenceSet(root, sequences, left_out)
 
 
-def _folder_of_sequences(root: Path) -> Path:
+def _find_release(root: Path) -> Path:
     if not root.is_dir():
         kind = "is a file, not a folder of sequences" if root.exists() else "no such folder"
         raise BadInputError(f"{root}: {kind}; {FETCH}")
     return root / RELEASE if (root / RELEASE).is_dir() else root
 
 
-def _nothing_found(root: Path) -> str:
+def _no_sequence_message(root: Path) -> str:
     if is_sequence(root):
         return f"{root}: is one sequence; name the folder it lies in, and --sequences {root.resolve().name}"
     return f"{root}: no sequence in it (folders with 1.ppm and H_1_2, or img1.png and H1to2p); {FETCH}"
@@ -188,14 +188,14 @@ def _homography_numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
 def _read_sequence(folder: Path, problems: list[str]) -> Sequence:
     """Read a sequence; missing or broken files are added to `problems`."""
     numbers = _homography_numbers(folder, OXFORD_HOMOGRAPHY)
-    oxford = bool(numbers) or _image(folder, "img1") is not None
+    oxford = bool(numbers) or _find_image(folder, "img1") is not None
     stems = "img{}" if oxford else "{}"
-    numbered = next(n for n in itertools.count(1) if _image(folder, stems.format(n)) is None) - 1
+    numbered = next(n for n in itertools.count(1) if _find_image(folder, stems.format(n)) is None) - 1
     last = max(2, numbered, *(numbers or _homography_numbers(folder, HPATCHES_HOMOGRAPHY)))
     images = []
     for number in range(1, last + 1):
         stem = stems.format(number)
-        path = _image(folder, stem)
+        path = _find_image(folder, stem)
         if path is None:
             problems.append(f"{folder.name}/{stem}.{'png' if oxford else 'ppm'} is missing")
             continue
@@ -214,9 +214,9 @@ def _read_sequence(folder: Path, problems: list[str]) -> Sequence:
     return Sequence(folder.name, tuple(images), homographies)
 
 
-def _image(folder: Path, stem: str) -> Path | None:
-    found = sorted(path for path in folder.glob(f"{stem}.*") if path.suffix.lower() in SUFFIXES)
-    return found[0] if found else None
+def _find_image(folder: Path, stem: str) -> Path | None:
+    images = sorted(path for path in folder.glob(f"{stem}.*") if path.suffix.lower() in SUFFIXES)
+    return images[0] if images else None
 
 
 def read_homography(path: Path) -> Float[np.ndarray, "3 3"]:

@@ -60,15 +60,15 @@ class PatchMethod:
 
 def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[PatchMethod]:
     """The weights RUNS/SET/METHOD/{best,last}.safetensors; METHOD may end in -s and a seed. Raises BadInputError."""
-    found = []
+    runs = []
     for path in sorted(folder.glob("*/*/*.safetensors")):
         if path.stem in epochs:
             name, _, seed = SEED.match(path.parent.name).groups()  # type: ignore[union-attr]
             variant = path.stem if seed is None else f"{path.stem}, seed {seed}"
-            found.append(PatchMethod(name, path.parent.parent.name, variant, str(path)))
-    if not found:
+            runs.append(PatchMethod(name, path.parent.parent.name, variant, str(path)))
+    if not runs:
         raise BadInputError(f"{folder}: no run in it; a run is SET/METHOD/best.safetensors, from `featkit train patch`")
-    return found
+    return runs
 
 
 @dataclass(kw_only=True)
@@ -87,8 +87,8 @@ class PatchBenchmark(Benchmark[Data, PatchMethod]):
 
     def methods(self, features: Sequence[str], *, runs: Path | None = None, **reading: Any) -> list[PatchMethod]:
         """The named methods, then the weights in a folder of training runs. Raises UsageError, BadInputError."""
-        named = [PatchMethod(name, "", "", name) for name in features]
-        return named + (find_runs(runs) if runs is not None else [])
+        by_name = [PatchMethod(name, "", "", name) for name in features]
+        return by_name + (find_runs(runs) if runs is not None else [])
 
     def describer(self, method: PatchMethod) -> PatchDescriber:
         """Load the method."""
@@ -209,19 +209,21 @@ class Ubc(PatchBenchmark[list[UbcSet]]):
 
     def run(self, data: list[UbcSet], methods: Sequence[PatchMethod], work: Work) -> Result:
         scores = evaluate_ubc(data, methods, lambda weight: describer(weight, self.device))
-        found = ubc_table(scores)
-        heads = [f"{train} -> {test}" if train else test for train, test in found.columns]
+        table = ubc_table(scores)
+        heads = [f"{train} -> {test}" if train else test for train, test in table.columns]
         rows: list[list[Cell]] = [
-            [name, variant or "-", *map(percent, values), percent(found.mean(values))]
-            for name, variant, values in found.rows
+            [name, variant or "-", *map(percent, values), percent(table.mean(values))]
+            for name, variant, values in table.rows
         ]
-        note = "; ".join(f"{one.name}: {len(one.pairs):,} pairs of {one.pairs_file.name}" for one in data)
+        note = "; ".join(
+            f"{ubc_set.name}: {len(ubc_set.pairs):,} pairs of {ubc_set.pairs_file.name}" for ubc_set in data
+        )
         return Result(
             "UBC PhotoTour",
             numbers={"scores": [asdict(score) for score in scores]},
             tables=[Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, note), *self.printed()],
             ranking=[
-                Ranked(name, "mean FPR95, %", percent(found.mean(values)), "low") for name, _, values in found.rows
+                Ranked(name, "mean FPR95, %", percent(table.mean(values)), "low") for name, _, values in table.rows
             ],
         )
 
@@ -271,7 +273,7 @@ class Rome(PatchBenchmark[dict[str, RomePatches]]):
         scores: dict[str, dict[str, RomeScore]] = {}
         for method in methods:
             describe = self.describer(method)
-            scores[method.label] = {part: evaluate_rome(of_it, describe) for part, of_it in data.items()}
+            scores[method.label] = {part: evaluate_rome(rome, describe) for part, rome in data.items()}
         rows: list[list[Cell]] = [
             [name, *(percent(score.mean_ap) for score in by_part.values())] for name, by_part in scores.items()
         ]

@@ -44,6 +44,7 @@ from featkit.images.listing import list_images
 from featkit.images.masks import find_masks, masked
 from featkit.images.panoramas import views_of
 from featkit.images.read import DecodeConfig, DecodedImage, are_inside, decode
+from featkit.io.camera_models import is_whole_sphere
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features, points_digest
 
 LOGGER = logging.getLogger(__name__)
@@ -154,13 +155,14 @@ def run(
     wanted = usable_names(method, list_images(images) if names is None else names)
     masks = _find_masks(method, images, wanted) if masks is None else masks
     with append_features(output, method.config, method.weights_sha256, overwrite) as store:
-        todo = [name for name in wanted if not _is_complete(store, name, images, masks)]
+        todo = [name for name in wanted if not _is_complete(method, store, name, images, masks)]
         if len(todo) < len(wanted):
             LOGGER.info("extract: %d of %d images are done already", len(wanted) - len(todo), len(wanted))
         with progress("extract", len(todo), "images") as advance:
             for name, features in _extract_in_order(method, images, todo, masks):
                 if features is not None:
-                    store.write(name, features, _input_digest(images / name, masks.get(name)))
+                    made_from = _input_digest(method, images / name, masks.get(name), features.image_size)
+                    store.write(name, features, made_from)
                 advance(1)
         if not any(store.has(name) for name in wanted):
             raise EmptyResultError(f"{images}: none of its {len(wanted)} images could be used")
@@ -197,21 +199,30 @@ def images_to_extract(
     """The images that `run` would extract. Creates `output` if missing; raises the same errors as `run`."""
     masks = _find_masks(method, images, names)
     with append_features(output, method.config, method.weights_sha256, overwrite) as store:
-        return [name for name in names if not _is_complete(store, name, images, masks)]
+        return [name for name in names if not _is_complete(method, store, name, images, masks)]
 
 
 def _find_masks(method: Method[Extractor], images: Path, names: list[str]) -> dict[str, Path]:
     return {} if method.config.masks is None else find_masks(method.config.masks, images, names)
 
 
-def _is_complete(store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:
+def _is_complete(
+    method: Method[Extractor], store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]
+) -> bool:
     """Whether complete features of an image are stored that were computed from its current file and mask."""
-    return store.has(name) and store.source(name) in ("", _input_digest(images / name, masks.get(name)))
+    if not store.has(name):
+        return False
+    return store.source(name) in ("", _input_digest(method, images / name, masks.get(name), store.image_size(name)))
 
 
-def _input_digest(path: Path, mask: Path | None) -> str:
-    """Digest of an image file and its mask."""
-    return file_digest(path) if mask is None else digest(file_digest(path), file_digest(mask))
+def _input_digest(method: Method[Extractor], path: Path, mask: Path | None, size: tuple[int, int]) -> str:
+    """Digest of an image file and its mask. size: of the image.
+
+    Features of a panorama's views have another digest than those of the panorama as it is, as old stores have them.
+    """
+    source = file_digest(path) if mask is None else digest(file_digest(path), file_digest(mask))
+    of_views = method.config.panoramas == "views" and method.config.keypoints is None and is_whole_sphere(size)
+    return digest(source, "views") if of_views and is_panorama(method, path) else source
 
 
 def file_digest(path: Path) -> str:
@@ -332,8 +343,8 @@ def config_of_features(features: Path, workers: int = 0, keypoints: Path | None 
         raise BadInputError(f"{features}: does not record how it was made; queries cannot be extracted the same way")
     if stored.get("keypoints_digest") and keypoints is None:
         raise BadInputError(
-            f"{features}: describes keypoints of another detector, so queries need them too: `featkit localize"
-            " --keypoints FILE`"
+            f"{features}: describes keypoints of another detector, so other images need theirs: --keypoints FILE of"
+            " `featkit localize` or `extend` (`serve` cannot take this map)"
         )
     others = {"skip_broken": True, "workers": workers, "keypoints": keypoints, "keypoints_digest": ""}
     return make(ExtractConfig, {**stored, **others}, where=str(features))

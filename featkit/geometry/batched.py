@@ -32,12 +32,12 @@ def fundamental_of_eight(
 
     normalise: Hartley's, each set's points get mean 0 and mean distance sqrt(2). The sign of F is arbitrary.
     """
-    both = torch.stack([points0, points1]).double()
+    points = torch.stack([points0, points1]).double()
     if not normalise:
-        return unit_norm(nearest_rank_two(_null_matrix(homogeneous(both))))
-    similarity = hartley(both)
-    found = nearest_rank_two(_null_matrix(homogeneous(both) @ similarity.mT))
-    return unit_norm(similarity[1].mT @ found @ similarity[0])
+        return unit_norm(nearest_rank_two(_null_matrix(homogeneous(points))))
+    similarity = hartley(points)
+    fundamental = nearest_rank_two(_null_matrix(homogeneous(points) @ similarity.mT))
+    return unit_norm(similarity[1].mT @ fundamental @ similarity[0])
 
 
 def hartley(points: Float[Tensor, "*b n 2"]) -> Float[Tensor, "*b 3 3"]:
@@ -52,10 +52,10 @@ def hartley(points: Float[Tensor, "*b n 2"]) -> Float[Tensor, "*b 3 3"]:
 
 def unit_norm(matrices: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
     """Matrices divided by their Frobenius norms."""
-    return matrices / _norm(matrices)
+    return matrices / _frobenius_norm(matrices)
 
 
-def _norm(matrices: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 1 1"]:
+def _frobenius_norm(matrices: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 1 1"]:
     return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
@@ -63,8 +63,8 @@ def _null_matrix(points: Float[Tensor, "2 *b 8 3"]) -> Float[Tensor, "*b 3 3"]:
     """F of any rank and norm that satisfies eight pairs exactly; points: homogeneous, of image 0 and image 1."""
     equations = (points[1][..., :, None] * points[0][..., None, :]).flatten(-2)
     ninth = torch.tensor(NINTH, dtype=equations.dtype, device=equations.device).expand(*equations.shape[:-2], 1, 9)
-    right = torch.eye(9, dtype=equations.dtype, device=equations.device)[:, 8:]
-    solution = torch.linalg.solve_ex(torch.cat([equations, ninth], dim=-2), right).result
+    right_side = torch.eye(9, dtype=equations.dtype, device=equations.device)[:, 8:]
+    solution = torch.linalg.solve_ex(torch.cat([equations, ninth], dim=-2), right_side).result
     return solution.unflatten(-2, (3, 3))[..., 0]
 
 
@@ -75,7 +75,7 @@ def nearest_rank_two(matrices: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3
     """
     unit = unit_norm(matrices)
     cofactors = torch.linalg.cross(unit.roll(-1, dims=-2), unit.roll(-2, dims=-2))
-    cofactors = cofactors / _norm(cofactors).clamp(min=TINY)
+    cofactors = cofactors / _frobenius_norm(cofactors).clamp(min=TINY)
     weakest = _strongest_direction(cofactors.mT @ cofactors)
     return matrices - (matrices @ weakest[..., None]) * weakest[..., None, :]
 
@@ -87,7 +87,7 @@ def _strongest_direction(symmetric: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*
     """
     identity = torch.eye(3, dtype=symmetric.dtype, device=symmetric.device)
     spread = symmetric - identity / 3
-    radius = _norm(spread).clamp(min=TINY) / math.sqrt(6)
+    radius = _frobenius_norm(spread).clamp(min=TINY) / math.sqrt(6)
     a, b, c = (spread / radius).unbind(-2)
     half_determinant = (a * torch.linalg.cross(b, c)).sum(-1)[..., None, None] / 2
     angle = half_determinant.clamp(-1, 1).acos() / 3
@@ -146,9 +146,9 @@ def clip_to_image(
 
     The image (width, height) extends from the centres of its first pixels to those of its last.
     """
-    wide = lines.double()
-    normal, offset = wide[..., :2], wide[..., 2:]
-    half = torch.tensor([(image_size[0] - 1) / 2, (image_size[1] - 1) / 2], dtype=wide.dtype, device=wide.device)
+    lines64 = lines.double()
+    normal, offset = lines64[..., :2], lines64[..., 2:]
+    half = torch.tensor([(image_size[0] - 1) / 2, (image_size[1] - 1) / 2], dtype=lines64.dtype, device=lines64.device)
     foot = -normal * ((normal * half).sum(-1, keepdim=True) + offset)  # nearest point, relative to the centre
     direction = torch.stack([-normal[..., 1], normal[..., 0]], dim=-1)
     slope = torch.where(direction < 0, -1.0, 1.0) * direction.abs().clamp(min=SMALLEST_DIRECTION)
@@ -178,10 +178,10 @@ def sample_map(
     padding: Padding = "border",
 ) -> Float[Tensor, "b n c"]:
     """Sample maps at points. image_size: width and height of the image in whose pixels the points are given."""
-    found = F.grid_sample(
+    sampled = F.grid_sample(
         maps, to_grid(points, image_size)[:, :, None].to(maps.dtype), "bilinear", padding, align_corners=False
     )
-    return found[..., 0].transpose(1, 2)
+    return sampled[..., 0].transpose(1, 2)
 
 
 def to_grid(points: Float[Tensor, "*b 2"], image_size: tuple[int, int]) -> Float[Tensor, "*b 2"]:

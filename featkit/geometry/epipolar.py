@@ -41,8 +41,8 @@ def fundamental_matrix(
     x, y, z = np.moveaxis(baseline, -1, 0)
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-    found = np.swapaxes(np.linalg.inv(intrinsics1), -1, -2) @ cross @ rotation @ np.linalg.inv(intrinsics0)
-    return found / np.linalg.norm(found, axis=(-2, -1), keepdims=True)
+    fundamental = np.swapaxes(np.linalg.inv(intrinsics1), -1, -2) @ cross @ rotation @ np.linalg.inv(intrinsics0)
+    return fundamental / np.linalg.norm(fundamental, axis=(-2, -1), keepdims=True)
 
 
 def epipolar_distances(
@@ -71,3 +71,17 @@ def epipolar_inliers(
     """Matches within the thresholds (normalised units) of their epipolar lines in both images."""
     distance0, distance1 = epipolar_distances(essential, points0, points1)
     return (distance0 <= threshold0) & (distance1 <= threshold1)
+
+
+def epipolar_inliers_of_rays(
+    essential: Float[np.ndarray, "3 3"],
+    rays0: Float[np.ndarray, "n 3"],
+    rays1: Float[np.ndarray, "n 3"],
+    threshold0: float,
+    threshold1: float,
+) -> Bool[np.ndarray, " n"]:
+    """Matches whose unit rays are within the thresholds (radians) of their epipolar planes, in any direction."""
+    planes1, planes0 = rays0 @ essential.T, rays1 @ essential
+    algebraic = np.abs(np.sum(rays1 * planes1, axis=1))
+    norms = [np.maximum(np.linalg.norm(planes, axis=1), 1e-12) for planes in (planes0, planes1)]
+    return (algebraic <= np.sin(threshold0) * norms[0]) & (algebraic <= np.sin(threshold1) * norms[1])

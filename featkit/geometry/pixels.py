@@ -53,16 +53,16 @@ def compose(second: Float[np.ndarray, "2 3"], first: Float[np.ndarray, "2 3"]) -
 
 def intrinsics_from_colmap(intrinsics: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3 3"]:
     """K for COLMAP's pixels (origin at the image's corner) -> K for featkit's: the principal point moves by -0.5."""
-    moved = np.array(intrinsics, dtype=np.float64)
-    moved[..., :2, 2] -= COLMAP_ORIGIN
-    return moved
+    shifted = np.array(intrinsics, dtype=np.float64)
+    shifted[..., :2, 2] -= COLMAP_ORIGIN
+    return shifted
 
 
 def intrinsics_to_colmap(intrinsics: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3 3"]:
     """Inverse of `intrinsics_from_colmap`."""
-    moved = np.array(intrinsics, dtype=np.float64)
-    moved[..., :2, 2] += COLMAP_ORIGIN
-    return moved
+    shifted = np.array(intrinsics, dtype=np.float64)
+    shifted[..., :2, 2] += COLMAP_ORIGIN
+    return shifted
 
 
 def as_homography(affine: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "3 3"]:
@@ -80,9 +80,9 @@ def apply_homography(
     mapped = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ homography.T
     depth = mapped[:, 2] * np.sign(homography[2, 2])
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = mapped[:, :2] / mapped[:, 2:]
-    found[depth <= 0] = np.nan
-    return found
+        points_mapped = mapped[:, :2] / mapped[:, 2:]
+    points_mapped[depth <= 0] = np.nan
+    return points_mapped
 
 
 def warped_fundamental(
@@ -91,8 +91,8 @@ def warped_fundamental(
     homography1: Float[np.ndarray, "3 3"],
 ) -> Float[np.ndarray, "3 3"]:
     """F' = H1^-T F H0^-1 after each image is warped by its homography; of Frobenius norm 1."""
-    found = np.linalg.inv(homography1).T @ fundamental01 @ np.linalg.inv(homography0)
-    return found / np.linalg.norm(found)
+    fundamental = np.linalg.inv(homography1).T @ fundamental01 @ np.linalg.inv(homography0)
+    return fundamental / np.linalg.norm(fundamental)
 
 
 def local_scale(homography: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:

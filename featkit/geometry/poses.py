@@ -55,6 +55,14 @@ def rotation_angle_deg(a: Float[np.ndarray, "3 3"], b: Float[np.ndarray, "3 3"])
     return float(np.degrees(np.arctan2(np.linalg.norm(vee), np.trace(relative) - 1.0)))
 
 
+def facing(rays: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3 3"]:
+    """Rotations that take unit directions to the z axis."""
+    helpers = np.where(np.abs(rays[:, :1]) < 0.5, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    x = np.cross(helpers, rays)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return np.stack([x, np.cross(rays, x), rays], axis=1)
+
+
 def look_at(centre: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]) -> Pose:
     """World-to-camera pose of a camera at `centre` that looks at `target` (x right, y down, z forward)."""
     forward = np.asarray(target, dtype=np.float64) - centre
@@ -114,8 +122,8 @@ def middle(positions: Sequence[Geodetic]) -> Geodetic:
     Longitudes are taken relative to the first, so that positions on both sides of 180 degrees are close.
     """
     first = positions[0].longitude_deg
-    beside = [(p.longitude_deg - first + 180.0) % 360.0 - 180.0 for p in positions]
-    longitude = (first + float(np.median(beside)) + 180.0) % 360.0 - 180.0
+    offsets = [(p.longitude_deg - first + 180.0) % 360.0 - 180.0 for p in positions]
+    longitude = (first + float(np.median(offsets)) + 180.0) % 360.0 - 180.0
     altitudes = [p.altitude_m for p in positions if p.altitude_m is not None]
     return Geodetic(
         round(float(np.median([p.latitude_deg for p in positions])), 7),

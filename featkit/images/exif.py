@@ -40,35 +40,35 @@ def focal_length_px(path: Path, size: tuple[int, int], sensor_width_mm: float | 
     From, in this order: the 35 mm equivalent (by the diagonal); the focal length and the focal plane resolution, also
     for photographs that were resized later; the focal length and sensor_width_mm, the sensor's longer side.
     """
-    tags = _exif(path)
+    tags = _exif_tags(path)
     longer = max(size)
-    focal_mm = _positive(tags.get(FOCAL_MM))
-    found = None
-    if film_mm := _positive(tags.get(FOCAL_35MM)):
-        found = film_mm / FILM_DIAGONAL_MM * math.hypot(*size)
-    elif focal_mm and (resolution := _positive(tags.get(PLANE_RESOLUTION))):
-        unit = UNIT_MM.get(int(_positive(tags.get(PLANE_UNIT)) or 2), 25.4)
-        written = max(_positive(tags.get(tag)) or 0.0 for tag in WRITTEN_SIZE) or longer
-        found = focal_mm * resolution / unit * longer / written
+    focal_mm = _positive_number(tags.get(FOCAL_MM))
+    focal_px = None
+    if film_mm := _positive_number(tags.get(FOCAL_35MM)):
+        focal_px = film_mm / FILM_DIAGONAL_MM * math.hypot(*size)
+    elif focal_mm and (resolution := _positive_number(tags.get(PLANE_RESOLUTION))):
+        unit = UNIT_MM.get(int(_positive_number(tags.get(PLANE_UNIT)) or 2), 25.4)
+        written_side = max(_positive_number(tags.get(tag)) or 0.0 for tag in WRITTEN_SIZE) or longer
+        focal_px = focal_mm * resolution / unit * longer / written_side
     elif focal_mm and sensor_width_mm:
-        found = focal_mm / sensor_width_mm * longer
-    return found if found is not None and SANE[0] <= found / longer <= SANE[1] else None
+        focal_px = focal_mm / sensor_width_mm * longer
+    return focal_px if focal_px is not None and SANE[0] <= focal_px / longer <= SANE[1] else None
 
 
-def _exif(path: Path) -> dict[int, Any]:
+def _exif_tags(path: Path) -> dict[int, Any]:
     try:
         with open_header(path) as image:
-            return dict(_early_exif(image).get_ifd(EXIF_IFD))
+            return dict(_read_exif(image).get_ifd(EXIF_IFD))
     except UNREADABLE:
         return {}
 
 
-def _early_exif(header: Image.Image) -> Image.Exif:
+def _read_exif(header: Image.Image) -> Image.Exif:
     """EXIF of an opened file. For PNG only that before the pixels, as Pillow would decode the image to find more."""
     return Image.Image.getexif(header) if header.format == "PNG" else header.getexif()
 
 
-def _positive(value: Any) -> float | None:
+def _positive_number(value: Any) -> float | None:
     """A tag's value as a positive number; None for anything else (a division by zero, text, several values)."""
     try:
         number = float(value)
@@ -123,7 +123,7 @@ def taken_with(path: Path) -> Taken | None:
             metadata = header.info.get("xmp", b"")
             metadata = metadata.encode() if isinstance(metadata, str) else metadata
             is_panorama = isinstance(metadata, bytes) and EQUIRECTANGULAR.search(metadata) is not None
-            return Taken(size, _lens(header), is_panorama, is_panorama and _is_part(metadata))
+            return Taken(size, _read_lens(header), is_panorama, is_panorama and _is_part(metadata))
     except UNREADABLE:
         return None
 
@@ -135,19 +135,21 @@ def _is_part(metadata: bytes) -> bool:
     return any(0 < cropped < full for cropped, full in pairs)
 
 
-def _lens(header: Image.Image) -> Lens:
+def _read_lens(header: Image.Image) -> Lens:
     try:
-        exif = _early_exif(header)
+        exif = _read_exif(header)
         tags = exif.get_ifd(EXIF_IFD)
     except (*UNREADABLE, ZeroDivisionError):
         return Lens()
-    maker, camera, lens = (_words(value) for value in (exif.get(MAKER), exif.get(CAMERA_NAME), tags.get(LENS_NAME)))
+    maker, camera, lens = (
+        _clean_text(value) for value in (exif.get(MAKER), exif.get(CAMERA_NAME), tags.get(LENS_NAME))
+    )
     camera = camera if camera.startswith(maker) else f"{maker} {camera}".strip()
-    focal = _positive(tags.get(FOCAL_MM)) or _positive(tags.get(FOCAL_35MM))
+    focal = _positive_number(tags.get(FOCAL_MM)) or _positive_number(tags.get(FOCAL_35MM))
     return Lens(camera, lens, None if focal is None else round(focal, 2))
 
 
-def _words(value: Any) -> str:
+def _clean_text(value: Any) -> str:
     """An EXIF string as one line without padding; empty for anything else."""
     return " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""
 
@@ -170,7 +172,7 @@ def exif_position(path: Path) -> Geodetic | None:
     """
     try:
         with open_header(path) as header:
-            return position_of(_early_exif(header).get_ifd(GPS_DIRECTORY))
+            return position_of(_read_exif(header).get_ifd(GPS_DIRECTORY))
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such image; its EXIF is needed for the GPS position") from None
     except UNREADABLE:
@@ -179,16 +181,16 @@ def exif_position(path: Path) -> Geodetic | None:
 
 def position_of(tags: Mapping[int, Any]) -> Geodetic | None:
     """The position in the tags of a GPS directory; None if there is none."""
-    latitude = _degrees(tags.get(LATITUDE), tags.get(LATITUDE_REF), "NS")
-    longitude = _degrees(tags.get(LONGITUDE), tags.get(LONGITUDE_REF), "EW")
+    latitude = _decimal_degrees(tags.get(LATITUDE), tags.get(LATITUDE_REF), "NS")
+    longitude = _decimal_degrees(tags.get(LONGITUDE), tags.get(LONGITUDE_REF), "EW")
     if latitude is None or longitude is None or not is_on_earth(latitude, longitude):
         return None
     if latitude == 0 and longitude == 0:
         return None
-    return Geodetic(latitude, longitude, _altitude(tags.get(ALTITUDE), tags.get(ALTITUDE_REF)))
+    return Geodetic(latitude, longitude, _signed_altitude(tags.get(ALTITUDE), tags.get(ALTITUDE_REF)))
 
 
-def _degrees(parts: Any, reference: Any, signs: str) -> float | None:
+def _decimal_degrees(parts: Any, reference: Any, signs: str) -> float | None:
     """Degrees, minutes and seconds as one number; None for anything else. signs: the letters for plus and minus."""
     letter = str(reference or "").strip("\0 ").upper()[:1]
     if parts is None or letter not in signs or not letter:
@@ -203,7 +205,7 @@ def _degrees(parts: Any, reference: Any, signs: str) -> float | None:
     return -value if letter == signs[1] else value
 
 
-def _altitude(value: Any, reference: Any) -> float | None:
+def _signed_altitude(value: Any, reference: Any) -> float | None:
     if value is None:
         return None
     if isinstance(reference, bytes):
@@ -240,28 +242,28 @@ def locate(names: Sequence[str], images: Path | None, gps_file: Path | None) -> 
     """
     if gps_file is not None:
         listed = respelled(read_gps_csv(gps_file), lambda: names)
-        found = {name: listed[name] for name in names if name in listed}
-        if not found:
+        positions = {name: listed[name] for name in names if name in listed}
+        if not positions:
             example = next(iter(listed))
             raise BadInputError(
                 f"{gps_file}: none of its {len(listed)} names, such as {example!r}, is one of the {len(names)} images,"
                 f" such as {names[0]!r}; names are relative to the folder of images"
             )
-        return Located(found, [name for name in names if name not in found], gps_file)
+        return Located(positions, [name for name in names if name not in positions], gps_file)
     if images is None:
         raise UsageError("GPS positions: give the photographs' folder (--images) or a csv of positions (--gps-file)")
-    found = {}
+    positions = {}
     with progress("gps", len(names), "images") as advance:
         for name in names:
             position = exif_position(images / name)
             if position is not None:
-                found[name] = position
+                positions[name] = position
             advance(1)
-    if not found:
+    if not positions:
         raise BadInputError(
             f"{images}: none of {len(names)} images has a GPS position in its EXIF; give --gps-file with name,lat,lon"
         )
-    return Located(found, [name for name in names if name not in found], images)
+    return Located(positions, [name for name in names if name not in positions], images)
 
 
 def some_names(names: Sequence[str]) -> str:

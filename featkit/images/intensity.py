@@ -61,15 +61,17 @@ def found_range(images: Path, names: Sequence[str]) -> tuple[float, float] | Non
     """
     with ThreadPoolExecutor(usable_cores()) as pool:
         deep = [
-            name for name, is_one in zip(names, pool.map(lambda n: is_deep(images / n), names), strict=True) if is_one
+            name
+            for name, is_deep_file in zip(names, pool.map(lambda n: is_deep(images / n), names), strict=True)
+            if is_deep_file
         ]
         if not deep:
             return None
-        places = np.unique(np.linspace(0, len(deep) - 1, SAMPLED_FILES).round().astype(int))
+        sampled = np.unique(np.linspace(0, len(deep) - 1, SAMPLED_FILES).round().astype(int))
         ends = []
-        with progress("intensities", len(places), "images") as advance:
-            for found in pool.map(lambda place: _ends(images / deep[place]), places):
-                ends += [] if found is None else [found]
+        with progress("intensities", len(sampled), "images") as advance:
+            for file_range in pool.map(lambda place: _value_range(images / deep[place]), sampled):
+                ends += [] if file_range is None else [file_range]
                 advance(1)
     if not ends:
         return None
@@ -84,7 +86,7 @@ def found_range(images: Path, names: Sequence[str]) -> tuple[float, float] | Non
     return low, high
 
 
-def _ends(path: Path) -> tuple[float, float] | None:
+def _value_range(path: Path) -> tuple[float, float] | None:
     """The range of a file's values without outliers; None if it cannot be read or has 8 bits."""
     try:
         with open_header(path) as header:
@@ -94,9 +96,9 @@ def _ends(path: Path) -> tuple[float, float] | None:
         return None
     if pixels is None or pixels.dtype == np.uint8:
         return None
-    seen = pixels[::PIXEL_STEP, ::PIXEL_STEP]
-    seen = seen[np.isfinite(seen)]
-    if not seen.size:
+    sample = pixels[::PIXEL_STEP, ::PIXEL_STEP]
+    sample = sample[np.isfinite(sample)]
+    if not sample.size:
         return None
-    low, high = np.percentile(seen, [OUTLIERS_PERCENT, 100 - OUTLIERS_PERCENT])
+    low, high = np.percentile(sample, [OUTLIERS_PERCENT, 100 - OUTLIERS_PERCENT])
     return float(np.floor(low)), float(np.ceil(high))

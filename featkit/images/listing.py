@@ -15,6 +15,7 @@ from featkit.images.read import HEIF_SUFFIXES, reads_heif
 from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp, stamped_files
 
 LOGGER = logging.getLogger(__name__)
+DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would order them with these
 SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif"),
@@ -57,7 +58,7 @@ def list_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         kind = "is a file, not a folder of images" if folder.exists() else "no such folder"
         raise BadInputError(f"{folder}: {kind}")
-    names, passed_over = _photographs(folder)
+    names, passed_over = _list_photographs(folder)
     for why, others in passed_over.items():
         LOGGER.warning("%s: %d passed over (%s): %s", folder, len(others), why, some_names(sorted(others)))
     if not names:
@@ -68,37 +69,41 @@ def list_images(folder: Path) -> list[str]:
     return names
 
 
-def _photographs(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+def _list_photographs(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Names of the photographs, and of skipped files by reason. Linked folders are followed, each folder once."""
     names: list[str] = []
     passed_over: dict[str, list[str]] = {}
-    own: set[Path] = set()
+    exported: set[Path] = set()
     seen = set()
     for where, folders, files in os.walk(folder, followlinks=True):
-        here, status = Path(where), os.stat(where)
-        why = None if here == folder else _no_photographs(here, folders, files)
-        if why is not None and _holds_images(here):
-            passed_over.setdefault(why, []).append(f"{here.relative_to(folder).as_posix()}/")
+        folder_path, status = Path(where), os.stat(where)
+        why = None if folder_path == folder else _reason_folder_skipped(folder_path, folders, files)
+        if why is not None and _contains_images(folder_path):
+            passed_over.setdefault(why, []).append(f"{folder_path.relative_to(folder).as_posix()}/")
         if why is not None or (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        own |= _exported(here) if STAMP in files else set()
+        exported |= _exported_files(folder_path) if STAMP in files else set()
         for file in files:
-            suffix, path = Path(file).suffix.lower(), here / file
+            suffix, path = Path(file).suffix.lower(), folder_path / file
             if file.startswith(".") or suffix not in SUFFIXES | UNREAD.keys():
                 continue
-            why = OWN if path in own or (DRAWN.fullmatch(file) and _is_drawn(path)) else _not_read(path, suffix)
+            why = (
+                OWN
+                if path in exported or (DRAWN.fullmatch(file) and _is_drawn_by_featkit(path))
+                else _reason_unread(path, suffix)
+            )
             name = path.relative_to(folder).as_posix()
             (names if why is None else passed_over.setdefault(why, [])).append(name)
-    masks = _masks_among(names)
+    masks = _find_mask_names(names)
     if masks:
         passed_over["masks of photographs"] = sorted(masks)
     return sorted(set(names) - masks), passed_over
 
 
-def _not_read(path: Path, suffix: str) -> str | None:
+def _reason_unread(path: Path, suffix: str) -> str | None:
     """Why a file with an image extension is not read; None if it is read."""
     if not path.is_file():
         return "a link to nothing" if path.is_symlink() and not path.exists() else "not a file"
@@ -107,11 +112,11 @@ def _not_read(path: Path, suffix: str) -> str | None:
     return UNREAD.get(suffix)
 
 
-def _holds_images(folder: Path) -> bool:
+def _contains_images(folder: Path) -> bool:
     return any(Path(file).suffix.lower() in SUFFIXES for _, _, files in os.walk(folder) for file in files)
 
 
-def _no_photographs(where: Path, folders: Collection[str], files: Collection[str]) -> str | None:
+def _reason_folder_skipped(where: Path, folders: Collection[str], files: Collection[str]) -> str | None:
     """Why a folder contains no photographs; None if it may contain some."""
     if NO_MEDIA in files:
         return f"a folder with {NO_MEDIA}"
@@ -122,12 +127,12 @@ def _no_photographs(where: Path, folders: Collection[str], files: Collection[str
     return "a dense workspace of COLMAP's" if set(folders) >= DENSE_WORKSPACE else None
 
 
-def _exported(folder: Path) -> set[Path]:
+def _exported_files(folder: Path) -> set[Path]:
     """Files that featkit exported for another program into a folder that may contain other files."""
     return {folder / name for name in stamped_files(folder / STAMP)}
 
 
-def _is_drawn(path: Path) -> bool:
+def _is_drawn_by_featkit(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return PICTURE_MARK in file.read(MARKED_BYTES)
@@ -144,15 +149,15 @@ def marked(encoded: bytes, mark: bytes = PICTURE_MARK) -> bytes:
     return encoded[:33] + length + chunk + crc + encoded[33:]
 
 
-def _masks_among(names: Collection[str]) -> set[str]:
+def _find_mask_names(names: Collection[str]) -> set[str]:
     """Names of masks: `a/b.jpg.png` or `masks/a/b.jpg.png`, if there is a photograph `a/b.jpg`."""
-    known, masks = set(names), set()
+    all_names, masks = set(names), set()
     for name in names:
         masked = name.removesuffix(".png")
         if masked == name or Path(masked).suffix.lower() not in SUFFIXES:
             continue
         parts = masked.split("/")
-        if any("/".join(parts[first:]) in known for first in range(len(parts))):
+        if any("/".join(parts[first:]) in all_names for first in range(len(parts))):
             masks.add(name)
     return masks
 
@@ -160,3 +165,10 @@ def _masks_among(names: Collection[str]) -> set[str]:
 def _not_utf8(name: str) -> bool:
     """Whether a name contains bytes that Python represents as surrogates, which cannot be written to a text file."""
     return any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Sorts numbers in a name by value; equal ones (img02, img2) by the name itself."""
+    parts = DIGITS.split(name)  # text and digits in turn, text first
+    numbers = [int(digits) for digits in parts[1::2]] + [-1]
+    return list(zip(parts[0::2], numbers, strict=True)), name

@@ -33,55 +33,59 @@ def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Pa
         raise BadInputError(f"{folder}: {'is a file, not a folder of masks' if folder.exists() else 'no such folder'}")
     if folder.resolve() == images.resolve() or images.resolve() in folder.resolve().parents:
         raise BadInputError(f"{folder}: is among the images, so its masks would be used as images; move it elsewhere")
-    found = masks_of(folder, names)
-    if not found:
+    masks = masks_of(folder, names)
+    if not masks:
         raise BadInputError(f"{folder}: no mask for any of {len(names)} images; expected as {names[0]}.png")
-    without = [name for name in names if name not in found]
+    without = [name for name in names if name not in masks]
     if without:
         LOGGER.warning(
             "%d of %d images have no mask (%s ...): they are used in full", len(without), len(names), without[0]
         )
-    return found
+    return masks
 
 
 def masks_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The mask file of every image that has one."""
-    return {name: path for name in names if (path := _mask_of(folder, name)) is not None}
+    return {name: path for name in names if (path := _find_mask(folder, name)) is not None}
 
 
-def _mask_of(folder: Path, name: str) -> Path | None:
+def _find_mask(folder: Path, name: str) -> Path | None:
     stem, dot, _ = name.rpartition(".")
-    for own in (f"{name}.png", f"{stem if dot else name}.png"):
-        for spelled in dict.fromkeys((own, *(unicodedata.normalize(form, own) for form in ("NFC", "NFD")))):
-            if (folder / spelled).is_file():
-                return folder / spelled
+    for file_name in (f"{name}.png", f"{stem if dot else name}.png"):
+        for candidate in dict.fromkeys(
+            (file_name, *(unicodedata.normalize(form, file_name) for form in ("NFC", "NFD")))
+        ):
+            if (folder / candidate).is_file():
+                return folder / candidate
     return None
 
 
 def masked(image: DecodedImage, mask: Path, config: DecodeConfig) -> DecodedImage:
     """A photograph with its mask applied. Raises BadInputError for a mask that is broken or has another size."""
-    kept = _in_file(mask, image, config)
-    return replace(image, usable=kept if image.usable is None else kept & image.usable)
+    unmasked = _usable_in_file(mask, image, config)
+    return replace(image, usable=unmasked if image.usable is None else unmasked & image.usable)
 
 
-def _in_file(path: Path, image: DecodedImage, config: DecodeConfig) -> Bool[np.ndarray, "h w"]:
+def _usable_in_file(path: Path, image: DecodedImage, config: DecodeConfig) -> Bool[np.ndarray, "h w"]:
     """True where the mask is not zero, in the pixels of the photograph as stored."""
-    kept, orientation = _read(path, config)
+    usable, orientation = _read_mask(path, config)
     width, height = image.stored_size
     stored = (height, width)
-    turned = upright(np.empty(stored, bool), image.orientation).shape
+    upright_shape = upright(np.empty(stored, bool), image.orientation).shape
     if orientation not in AS_STORED:
-        kept = upright(kept, orientation)
-    elif kept.shape == stored:
-        return kept
-    if kept.shape == turned:
-        return as_stored(kept, image.orientation)
-    size = f"{kept.shape[1]} x {kept.shape[0]}"
-    also = "" if turned == stored else f" (upright {height} x {width})"
-    raise BadInputError(f"{path}: is {size}, its image {width} x {height}{also}; a mask must have the image's size")
+        usable = upright(usable, orientation)
+    elif usable.shape == stored:
+        return usable
+    if usable.shape == upright_shape:
+        return as_stored(usable, image.orientation)
+    size = f"{usable.shape[1]} x {usable.shape[0]}"
+    upright_note = "" if upright_shape == stored else f" (upright {height} x {width})"
+    raise BadInputError(
+        f"{path}: is {size}, its image {width} x {height}{upright_note}; a mask must have the image's size"
+    )
 
 
-def _read(path: Path, config: DecodeConfig) -> tuple[Bool[np.ndarray, "h w"], int]:
+def _read_mask(path: Path, config: DecodeConfig) -> tuple[Bool[np.ndarray, "h w"], int]:
     """Where a mask is not zero in some channel, and its EXIF orientation."""
     data = read_file(path)
     header = read_header(path, data, config)

@@ -84,9 +84,9 @@ class Anchor:
 
     def __init__(self, grey: UInt8[np.ndarray, "h w"], shot: int, place: Motion, corners: int):
         self.grey, self.shot, self.place = grey, shot, place
-        apart = max(3.0, 0.5 * (grey.size / corners) ** 0.5)
-        found = cv2.goodFeaturesToTrack(grey, corners, 0.01, apart)
-        self.points = np.zeros((0, 1, 2), np.float32) if found is None else found
+        min_distance = max(3.0, 0.5 * (grey.size / corners) ** 0.5)
+        corners_found = cv2.goodFeaturesToTrack(grey, corners, 0.01, min_distance)
+        self.points = np.zeros((0, 1, 2), np.float32) if corners_found is None else corners_found
         self.guess = self.points
         spread = np.percentile(self.points[:, 0], (5, 95), axis=0) if len(self.points) else np.zeros((2, 2))
         self.extent = np.maximum(spread[1] - spread[0], 1.0) / 0.9
@@ -100,11 +100,11 @@ class Anchor:
         """The motion from the anchor to another frame; None: less than that share of the corners is found again."""
         if not self.has_corners or grey.shape != self.grey.shape:
             return None
-        moved, there = _flow(self.grey, grey, self.points, self.guess)
+        moved, is_tracked = _track_points(self.grey, grey, self.points, self.guess)
         start = self.points + moved - self.guess  # as far from the answer as on the way there
-        back, again = _flow(grey, self.grey, moved, start)
+        back, is_tracked_back = _track_points(grey, self.grey, moved, start)
         returned = np.linalg.norm((back - self.points)[:, 0], axis=1) < ROUND_TRIP_PX
-        good = there & again & returned
+        good = is_tracked & is_tracked_back & returned
         if good.sum() < max(FEWEST, least * len(self.points)):
             return None
         moved, points = moved[good, 0], self.points[good, 0]
@@ -113,8 +113,8 @@ class Anchor:
             return None
         self.guess = cv2.perspectiveTransform(self.points, np.linalg.inv(motion)).astype(np.float32)
         self.guess[good, 0] = moved
-        apart = np.abs(moved @ motion[:2, :2].T + motion[:2, 2] - points).mean(axis=0)
-        return Motion(motion, float((apart / self.extent).sum()))
+        residuals = np.abs(moved @ motion[:2, :2].T + motion[:2, 2] - points).mean(axis=0)
+        return Motion(motion, float((residuals / self.extent).sum()))
 
 
 def similarity(moved: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "3 3"]:
@@ -123,7 +123,9 @@ def similarity(moved: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"]
 
     Not by consensus: that would change over from near things to far ones from one frame to the next.
     """
-    here, there = (np.ascontiguousarray(one, np.float64).view(np.complex128)[:, 0] for one in (moved, points))
+    here, there = (
+        np.ascontiguousarray(coordinates, np.float64).view(np.complex128)[:, 0] for coordinates in (moved, points)
+    )
     weights = np.ones(len(here))
     for _ in range(ROUNDS):
         share = weights / weights.sum()
@@ -136,14 +138,14 @@ def similarity(moved: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"]
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag], [0, 0, 1]])
 
 
-def _flow(
+def _track_points(
     grey: UInt8[np.ndarray, "h w"],
     other: UInt8[np.ndarray, "h w"],
     points: Float[np.ndarray, "n 1 2"],
     guess: Float[np.ndarray, "n 1 2"],
 ) -> tuple[Float[np.ndarray, "n 1 2"], Bool[np.ndarray, " n"]]:
     """Where points of one image are in the other, and whether they were found."""
-    found, status, _ = cv2.calcOpticalFlowPyrLK(
+    tracked, status, _ = cv2.calcOpticalFlowPyrLK(
         grey,
         other,
         points,
@@ -153,7 +155,7 @@ def _flow(
         criteria=ENOUGH,
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
     )
-    return found, status[:, 0] == 1
+    return tracked, status[:, 0] == 1
 
 
 class Follower:
@@ -171,24 +173,24 @@ class Follower:
         A shot is a run of frames that hold together by known motion; -1: the frame is in none.
         """
         if self.anchor is None:
-            return self._begin(grey, 0)
+            return self._begin_shot(grey, 0)
         motion = self.anchor.follow(grey, self.config.min_followed if self.last is None else WELL_FOLLOWED)
         if motion is None and self.last is not None:
             self._move_anchor(*self.last)
             motion = self.anchor.follow(grey, self.config.min_followed)
         if motion is not None:
-            return self._followed(grey, motion)
+            return self._record_motion(grey, motion)
         self.num_lost += 1
-        return self._begin(grey, self.anchor.shot + 1) if self.num_lost > self.max_lost else UNKNOWN
+        return self._begin_shot(grey, self.anchor.shot + 1) if self.num_lost > self.max_lost else UNKNOWN
 
-    def _begin(self, grey: UInt8[np.ndarray, "h w"], shot: int) -> tuple[int, Motion]:
+    def _begin_shot(self, grey: UInt8[np.ndarray, "h w"], shot: int) -> tuple[int, Motion]:
         anchor = Anchor(grey, shot, STILL, self.config.corners)
         if not anchor.has_corners:
             return UNKNOWN
         self.anchor, self.last, self.num_lost = anchor, None, 0
         return shot, anchor.place
 
-    def _followed(self, grey: UInt8[np.ndarray, "h w"], motion: Motion) -> tuple[int, Motion]:
+    def _record_motion(self, grey: UInt8[np.ndarray, "h w"], motion: Motion) -> tuple[int, Motion]:
         assert self.anchor is not None
         shot, place = self.anchor.shot, motion.after(self.anchor.place)
         self.last, self.num_lost = (grey, place), 0

@@ -52,18 +52,18 @@ def views_of(width: int, height: int) -> tuple[View, ...]:
     """The views of a panorama of this size. In their middle they have its resolution at the equator."""
     focal = width / (2 * np.pi)
     side = int(np.ceil(2 * focal * np.tan(np.radians(HALF_VIEW_DEG))))
-    found = []
+    views = []
     for latitude, count in AXES:
         for number in range(count):
-            rotation = _rotation(np.radians(360 * number / count), np.radians(latitude))
+            rotation = _view_rotation(np.radians(360 * number / count), np.radians(latitude))
             grid = np.mgrid[0:side, 0:side][::-1].reshape(2, -1).T.astype(np.float64)
             view = View(rotation, focal, side, (np.zeros((0, 0), np.float32),) * 2)
             x, y = on_sphere(view.rays(grid), width, height).T.reshape(2, side, side).astype(np.float32)
-            found.append(replace(view, at=(x, y)))
-    return tuple(found)
+            views.append(replace(view, at=(x, y)))
+    return tuple(views)
 
 
-def _rotation(longitude: float, latitude: float) -> Float[np.ndarray, "3 3"]:
+def _view_rotation(longitude: float, latitude: float) -> Float[np.ndarray, "3 3"]:
     """Sphere to view: a view that looks at this longitude (right of the middle) and latitude (up), upright."""
     turn = cv2.Rodrigues(np.array([0.0, -longitude, 0.0]))[0]
     return np.asarray(cv2.Rodrigues(np.array([-latitude, 0.0, 0.0]))[0] @ turn)
@@ -83,43 +83,43 @@ def in_panorama(found: Sequence[Features], width: int, height: int, max_keypoint
     parts = []
     for number, (view, features) in enumerate(zip(views, found, strict=True)):
         rays = view.rays(features.keypoints.astype(np.float64))
-        own = np.flatnonzero((rays @ axes.T).argmax(axis=1) == number)
-        parts.append(_mapped(features.select(own), view, width, height))
+        nearest_here = np.flatnonzero((rays @ axes.T).argmax(axis=1) == number)
+        parts.append(_map_to_panorama(features.select(nearest_here), view, width, height))
     joined = replace(
         parts[0],
         keypoints=np.concatenate([part.keypoints for part in parts]),
         descriptors=np.concatenate([part.descriptors for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
-        scales=_joined([part.scales for part in parts]),
-        oris=_joined([part.oris for part in parts]),
+        scales=_concatenate([part.scales for part in parts]),
+        oris=_concatenate([part.oris for part in parts]),
     )
     if max_keypoints is None or len(joined) <= max_keypoints:
         return joined
     return joined.select(np.sort(np.argsort(-joined.scores, kind="stable")[:max_keypoints]))
 
 
-def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+def _concatenate(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return None if any(part is None for part in parts) else np.concatenate([p for p in parts if p is not None])
 
 
-def _mapped(features: Features, view: View, width: int, height: int) -> Features:
+def _map_to_panorama(features: Features, view: View, width: int, height: int) -> Features:
     """Features of one view on the panorama: sizes by the ratio of the pixels' solid angles, orientations by a step."""
     keypoints = features.keypoints.astype(np.float64)
     rays = view.rays(keypoints)
-    placed = on_sphere(rays, width, height)
+    positions = on_sphere(rays, width, height)
     length = np.linalg.norm(rays, axis=1)
     cosine = np.hypot(rays[:, 0], rays[:, 2]) / np.maximum(length, 1e-12)
-    smaller = np.sqrt(1 / length**3 / np.maximum(cosine, 1e-3))
+    size_ratio = np.sqrt(1 / length**3 / np.maximum(cosine, 1e-3))
     oris = None
     if features.oris is not None:
         step = STEP * np.stack([np.cos(features.oris), np.sin(features.oris)], axis=1)
-        moved = on_sphere(view.rays(keypoints + step), width, height) - placed
+        moved = on_sphere(view.rays(keypoints + step), width, height) - positions
         moved[:, 0] = (moved[:, 0] + width / 2) % width - width / 2
         oris = np.arctan2(moved[:, 1], moved[:, 0]).astype(np.float32)
     return replace(
         features,
-        keypoints=placed.astype(np.float32),
+        keypoints=positions.astype(np.float32),
         image_size=(width, height),
-        scales=None if features.scales is None else (features.scales * smaller).astype(np.float32),
+        scales=None if features.scales is None else (features.scales * size_ratio).astype(np.float32),
         oris=oris,
     )

@@ -74,7 +74,7 @@ class KeypointPatches:
         self._pyramid, self._out_px = pyramid, out_px
         self._centres, sides, oris = (v.to(pyramid.device, torch.float32) for v in (centres, side_px, oris))
         self._x_axis = torch.stack([oris.cos(), oris.sin()], 1) * (0.5 * sides)[:, None]
-        self._levels = self._levels_of(sides)
+        self._levels = self._choose_levels(sides)
         pyramid.level(int(self._levels.max()) if len(sides) else 0)  # compute all levels now: threads share the pyramid
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class KeypointPatches:
         """All patches."""
         return self._cut(torch.arange(len(self), device=self._pyramid.device))
 
-    def _levels_of(self, sides: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def _choose_levels(self, sides: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Level of every patch; -1 for keypoints that are not finite."""
         finite = (self._centres.sum(1) + self._x_axis.sum(1)).isfinite()
         spacing = torch.where(finite, sides, 0.0) / self._out_px

@@ -75,7 +75,7 @@ class DecodeConfig(Config):
     than half of their range (extract, reconstruct), otherwise 0 and 65,535."""
 
     @model_validator(mode="after")
-    def _in_order(self) -> DecodeConfig:
+    def _check_order(self) -> DecodeConfig:
         if self.intensity_range is not None and not self.intensity_range[0] < self.intensity_range[1]:
             raise ValueError("intensity_range: the first value must be below the second")
         return self
@@ -123,26 +123,26 @@ class DecodedImage:
             uncertainty_px=features.uncertainty_px * scale,
             from_seen=None if np.array_equal(affine, IDENTITY) else affine,
         )
-        return mapped if self.usable is None else mapped.select(_in_usable(self.usable, mapped.keypoints))
+        return mapped if self.usable is None else mapped.select(_usable_keypoints(self.usable, mapped.keypoints))
 
     def features_from_file(self, features: Features) -> tuple[Features, Features]:
         """Features in the pixels of the file: those inside the image and not masked, and the same in these pixels."""
         affine = self.stored_from_pixels
-        kept = features.select(np.flatnonzero(are_inside(features.keypoints, self.stored_size)))
+        selected = features.select(np.flatnonzero(are_inside(features.keypoints, self.stored_size)))
         if self.usable is not None:
-            kept = kept.select(_in_usable(self.usable, kept.keypoints))
+            selected = selected.select(_usable_keypoints(self.usable, selected.keypoints))
         from_seen = None if np.array_equal(affine, IDENTITY) else affine
-        kept = replace(kept, image_size=self.stored_size, from_seen=from_seen)
-        return kept, kept.as_seen()
+        selected = replace(selected, image_size=self.stored_size, from_seen=from_seen)
+        return selected, selected.as_seen()
 
 
 def are_inside(keypoints: Float[np.ndarray, "n 2"], size: tuple[int, int]) -> Bool[np.ndarray, " n"]:
     """Which keypoints lie on an image of that width and height; none that is not finite."""
-    on_it = (keypoints >= -COLMAP_ORIGIN) & (keypoints <= np.asarray(size) - COLMAP_ORIGIN)
-    return np.asarray(on_it.all(axis=1))
+    within = (keypoints >= -COLMAP_ORIGIN) & (keypoints <= np.asarray(size) - COLMAP_ORIGIN)
+    return np.asarray(within.all(axis=1))
 
 
-def _in_usable(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " m"]:
+def _usable_keypoints(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " m"]:
     """Indices of the keypoints whose pixel is usable."""
     columns, rows = np.floor(keypoints + np.float32(COLMAP_ORIGIN)).astype(np.int64).T
     height, width = usable.shape
@@ -156,17 +156,17 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     stored_size, tag = header.size, header.orientation
     if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders rotate the pixels on their own
         data = with_tiff_tag_1(data)
-    usable = _opaque(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
+    usable = _opaque_pixels(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
     pixels = decoded(data, header.form, colour, any_depth=config.intensity_range is not None)
     if pixels is None or (pixels.shape[1], pixels.shape[0]) != stored_size:
         raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
     if pixels.dtype != np.uint8 and config.intensity_range is not None:
-        pixels = _stretched(pixels, config.intensity_range)
+        pixels = _stretch_to_8_bits(pixels, config.intensity_range)
     if colour:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    back = stored_from_upright(stored_size, tag)
+    stored_from_pixels = stored_from_upright(stored_size, tag)
     pixels = upright(pixels, tag)
-    return _resized(DecodedImage(pixels, stored_size, back, usable, tag), config.resize_max)
+    return _resize(DecodedImage(pixels, stored_size, stored_from_pixels, usable, tag), config.resize_max)
 
 
 def decoded(data: bytes, form: str | None, colour: bool, any_depth: bool) -> Shaped[np.ndarray, "h w *c"] | None:
@@ -175,7 +175,7 @@ def decoded(data: bytes, form: str | None, colour: bool, any_depth: bool) -> Sha
     any_depth: values of more than 8 bits as they are; otherwise their upper 8 bits.
     """
     if form in BY_PILLOW:
-        return _by_pillow(data, colour, any_depth)
+        return _decode_with_pillow(data, colour, any_depth)
     flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags | (cv2.IMREAD_ANYDEPTH if any_depth else 0))
@@ -183,35 +183,35 @@ def decoded(data: bytes, form: str | None, colour: bool, any_depth: bool) -> Sha
         return None
 
 
-def _stretched(pixels: np.ndarray, ends: tuple[float, float]) -> UInt8[np.ndarray, "h w *c"]:
+def _stretch_to_8_bits(pixels: np.ndarray, ends: tuple[float, float]) -> UInt8[np.ndarray, "h w *c"]:
     """Map the range `ends` of values of any type to 8 bits; NaN is black."""
     low, high = ends
     scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def _by_pillow(data: bytes, colour: bool, any_depth: bool) -> Shaped[np.ndarray, "h w *c"] | None:
+def _decode_with_pillow(data: bytes, colour: bool, any_depth: bool) -> Shaped[np.ndarray, "h w *c"] | None:
     """Pixels as OpenCV would return them (BGR, or grey with its weights); for an animation the first frame."""
     try:
         with open_header(BytesIO(data)) as image:
             if image.mode.startswith(DEEP_MODE):  # which Pillow would clip at 255
                 values = np.asarray(image).astype(np.uint16)
-                found = cv2.cvtColor(values if any_depth else (values >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+                pixels = cv2.cvtColor(values if any_depth else (values >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
             else:
-                found = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+                pixels = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except UNREADABLE:
         return None
-    return found if colour else cv2.cvtColor(found, cv2.COLOR_BGR2GRAY)
+    return pixels if colour else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
 
 
-def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
+def _opaque_pixels(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
     """Which pixels of a file with an alpha channel are opaque enough; None if all are, or Pillow cannot read it."""
-    alpha = _alpha(data)
-    found = None if alpha is None else alpha >= min_alpha
-    return None if found is None or found.all() else found
+    alpha = _read_alpha(data)
+    opaque = None if alpha is None else alpha >= min_alpha
+    return None if opaque is None or opaque.all() else opaque
 
 
-def _alpha(data: bytes) -> UInt8[np.ndarray, "h w"] | None:
+def _read_alpha(data: bytes) -> UInt8[np.ndarray, "h w"] | None:
     try:
         with open_header(BytesIO(data)) as image:
             return np.asarray(image.convert("RGBA").getchannel("A"))
@@ -225,7 +225,7 @@ def alpha_channel(path: Path) -> UInt8[np.ndarray, "h w"] | None:
     header = read_header(path, data, DecodeConfig())
     if not header.has_alpha:
         return None
-    return _alpha(with_tiff_tag_1(data) if header.form == "TIFF" and header.orientation != 1 else data)
+    return _read_alpha(with_tiff_tag_1(data) if header.form == "TIFF" and header.orientation != 1 else data)
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colour: bool = False) -> DecodedImage:
@@ -237,12 +237,12 @@ def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colou
     if pixels.dtype != np.uint8 or pixels.size == 0 or not (grey or pixels.shape[2:] == (3,)):
         raise BadInputError(f"an image of shape {pixels.shape}, {pixels.dtype}: uint8 (h, w) or (h, w, 3) is needed")
     size = (pixels.shape[1], pixels.shape[0])
-    _refuse_large(Path("image"), size, config)
+    _check_size(Path("image"), size, config)
     if grey and colour:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     elif not (grey or colour):
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return _resized(DecodedImage(np.ascontiguousarray(pixels), size, stored_from_upright(size, 1)), config.resize_max)
+    return _resize(DecodedImage(np.ascontiguousarray(pixels), size, stored_from_upright(size, 1)), config.resize_max)
 
 
 def stored_size(path: Path) -> tuple[int, int]:
@@ -319,19 +319,19 @@ def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
     try:
         with open_header(BytesIO(data)) as header:
             size, form = size_in_file(header), header.format
-            _refuse_large(path, size, config)
+            _check_size(path, size, config)
             has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info
-            tag = _orientation(header, data)
+            tag = _read_orientation(header, data)
     except UNREADABLE:
         if _is_heif(BytesIO(data)) and not reads_heif():
             raise BadInputError(f"{path}: {HEIC_EXTRA}") from None
         raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
-    if (form in {"JPEG", "MPO"} and _jpeg_cut_off(data)) or (form == "PNG" and PNG_END not in data):
+    if (form in {"JPEG", "MPO"} and _is_jpeg_truncated(data)) or (form == "PNG" and PNG_END not in data):
         raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
     return Header(size, tag, form, has_alpha)
 
 
-def _orientation(header: Image.Image, data: bytes) -> int:
+def _read_orientation(header: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 0 if there is none, or an invalid one, which is no reason to refuse the file."""
     # Pillow decodes the entire PNG to search for late metadata, which is only useful for a late eXIf chunk.
     late = header.format != "PNG" or b"eXIf" in data
@@ -343,14 +343,14 @@ def _orientation(header: Image.Image, data: bytes) -> int:
     return tag if 0 <= tag <= 8 else 0
 
 
-def _refuse_large(path: Path, size: tuple[int, int], config: DecodeConfig) -> None:
+def _check_size(path: Path, size: tuple[int, int], config: DecodeConfig) -> None:
     if size[0] * size[1] > config.max_megapixels * 1e6:
         raise BadInputError(
             f"{path}: {size[0]} x {size[1]} pixels, more than {config.max_megapixels:g} megapixels; scale it down"
         )
 
 
-def _jpeg_cut_off(data: bytes) -> bool:
+def _is_jpeg_truncated(data: bytes) -> bool:
     """Whether a JPEG has no end-of-image marker after its scan began (a thumbnail's own marker does not count)."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
@@ -364,15 +364,15 @@ def _jpeg_cut_off(data: bytes) -> bool:
     return position + 4 > len(data)
 
 
-def _resized(image: DecodedImage, resize_max: int | None) -> DecodedImage:
+def _resize(image: DecodedImage, resize_max: int | None) -> DecodedImage:
     width, height = image.size
     if resize_max is None or max(width, height) <= resize_max:
         return image
     scale = resize_max / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     pixels = cv2.resize(image.pixels, size, interpolation=cv2.INTER_AREA)
-    back = compose(image.stored_from_pixels, resize_affine(size, (width, height)))
-    return replace(image, pixels=pixels, stored_from_pixels=back)
+    stored_from_resized = compose(image.stored_from_pixels, resize_affine(size, (width, height)))
+    return replace(image, pixels=pixels, stored_from_pixels=stored_from_resized)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ def _resized(image: DecodedImage, resize_max: int | None) -> DecodedImage:
 TAG = 0x0112
 
 # tag -> (swap x and y first, then flip x, then flip y), stored -> upright
-_STEPS = {
+_ORIENTATION_STEPS = {
     1: (False, False, False),
     2: (False, True, False),
     3: (False, True, True),
@@ -398,21 +398,21 @@ _STEPS = {
 
 def upright(pixels: np.ndarray, tag: int) -> np.ndarray:
     """Rotate an image (h, w) or (h, w, 3) upright; contiguous."""
-    swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
+    swap, flip_x, flip_y = _ORIENTATION_STEPS.get(tag, _ORIENTATION_STEPS[1])
     pixels = pixels.swapaxes(0, 1) if swap else pixels
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 def as_stored(pixels: np.ndarray, tag: int) -> np.ndarray:
     """Inverse of `upright`: an upright image as a file with this tag stores it; contiguous."""
-    swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
+    swap, flip_x, flip_y = _ORIENTATION_STEPS.get(tag, _ORIENTATION_STEPS[1])
     pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
     return np.ascontiguousarray(pixels.swapaxes(0, 1) if swap else pixels)
 
 
 def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndarray, "2 3"]:
     """Affine map from upright pixels to stored pixels. stored_size: width, height as stored."""
-    swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
+    swap, flip_x, flip_y = _ORIENTATION_STEPS.get(tag, _ORIENTATION_STEPS[1])
     width, height = stored_size
     upright_size = (height, width) if swap else (width, height)
     linear, offset = np.eye(2), np.zeros(2)

@@ -45,14 +45,16 @@ def thumbnail(path: Path, side: int, intensity_range: tuple[float, float] | None
     scale = side / max(header.size)
     size = (max(1, round(header.size[0] * scale)), max(1, round(header.size[1] * scale)))
     small = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), size, interpolation=cv2.INTER_AREA)
-    back = compose(resize_affine(size, header.size), stored_from_upright(size, header.orientation))
-    return DecodedImage(upright(small, header.orientation), header.size, back, orientation=header.orientation)
+    stored_from_pixels = compose(resize_affine(size, header.size), stored_from_upright(size, header.orientation))
+    return DecodedImage(
+        upright(small, header.orientation), header.size, stored_from_pixels, orientation=header.orientation
+    )
 
 
 def jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
     """RGB pixels as a JPEG. quality: 1 to 100."""
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
-    if not done:
+    is_encoded, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
+    if not is_encoded:
         raise ValueError("the picture cannot be encoded")
     return encoded.tobytes()

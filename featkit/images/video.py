@@ -95,11 +95,11 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
     for what is no video, for such frames of others, or for files of these names that featkit did not make;
     EmptyResultError; NotWritableError.
     """
-    _refuse_still(video)
+    _check_is_video(video)
     stamp = output / STAMP
-    inputs = _digest(video)
-    _refuse_foreign(output)
-    if not overwrite and (done := _done(output, config, inputs)) is not None:
+    inputs = _sha256_of_video(video)
+    _check_output(output)
+    if not overwrite and (done := _read_finished(output, config, inputs)) is not None:
         LOGGER.info("frames: %s is done already", output)
         return done
     with scratch(part_of(output)) as new:
@@ -107,9 +107,9 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
         chosen = choose(found, config)
         if not chosen:
             raise EmptyResultError(f"{video}: nothing in it has enough texture to follow; --fps takes frames by time")
-        _warn(video, found, chosen)
-        names = _write(video, found, chosen, new, config)
-        write_text(new / LIST, _listed(found, chosen, names), owned=True)
+        _log_choice(video, found, chosen)
+        names = _write_frames(video, found, chosen, new, config)
+        write_text(new / LIST, _csv_text(found, chosen, names), owned=True)
         counts = {"frames": len(chosen), "read": len(found.times), "duration_s": float(found.times[-1])}
         place_files(
             new, output, overwrite=True, stamp=stamp, only=True, kind="frames", fingerprint=config.fingerprint(),
@@ -118,14 +118,14 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
     return Frames(output, len(chosen), len(found.times), float(found.times[-1]), found.is_cut_off)
 
 
-def _done(output: Path, config: FramesConfig, inputs: str) -> Frames | None:
+def _read_finished(output: Path, config: FramesConfig, inputs: str) -> Frames | None:
     """What is there already, whole. Raises BadInputError for frames of another video or configuration."""
     stamp = read_stamp(output / STAMP)
     if stamp is None:
         return None
     if not is_stamped(output / STAMP, config, inputs):
-        was = differences(json.dumps(stamp.get("config", {})), config)
-        what = f"by another configuration ({was})" if stamp.get("inputs") == inputs else "of another video"
+        changes = differences(json.dumps(stamp.get("config", {})), config)
+        what = f"by another configuration ({changes})" if stamp.get("inputs") == inputs else "of another video"
         raise BadInputError(f"{output}: holds frames {what}; --overwrite replaces them, or choose another --out")
     files = stamped_files(output / STAMP)
     if not files or not all((output / name).is_file() for name in files):
@@ -136,14 +136,14 @@ def _done(output: Path, config: FramesConfig, inputs: str) -> Frames | None:
         return None  # changed by hand
 
 
-def _refuse_foreign(output: Path) -> None:
+def _check_output(output: Path) -> None:
     """Raise BadInputError for files of the names to write that featkit did not make, or for a file in the place."""
     if output.exists() and not output.is_dir():
         raise BadInputError(f"{output}: is a file; give a folder for the frames with --out")
     refuse_foreign(output / STAMP, output / LIST)
-    known = stamped_files(output / STAMP)
+    listed_files = stamped_files(output / STAMP)
     for path in sorted(output.glob("frame_*")):
-        if WRITTEN.fullmatch(path.name) and path.name not in known:
+        if WRITTEN.fullmatch(path.name) and path.name not in listed_files:
             raise BadInputError(f"{path}: {FOREIGN}")
 
 
@@ -151,7 +151,7 @@ def _refuse_foreign(output: Path) -> None:
 # Decoding. OpenCV turns the frames as the video's metadata say (phones).
 
 
-def _refuse_still(video: Path) -> None:
+def _check_is_video(video: Path) -> None:
     """Raise BadInputError for what cannot be a video, with what it is."""
     if video.is_dir():
         raise BadInputError(f"{video}: is a folder; give one video file")
@@ -167,7 +167,7 @@ def _refuse_still(video: Path) -> None:
         raise BadInputError(f"{video}: is a text file, not a video")
 
 
-def _digest(video: Path) -> str:
+def _sha256_of_video(video: Path) -> str:
     """sha256 of the file, in hex."""
     hashed = hashlib.sha256()
     with blaming(video, "a video", REMEDY), video.open("rb") as file:
@@ -177,7 +177,7 @@ def _digest(video: Path) -> str:
 
 
 @contextmanager
-def _opened(video: Path) -> Iterator[cv2.VideoCapture]:
+def _open_video(video: Path) -> Iterator[cv2.VideoCapture]:
     """The video, from its first frame. Raises BadInputError."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg would print what it thinks of damaged files
     level = cv2.utils.logging.getLogLevel()
@@ -196,7 +196,7 @@ def _opened(video: Path) -> Iterator[cv2.VideoCapture]:
         cv2.utils.logging.setLogLevel(level)
 
 
-def _fitted(image: UInt8[np.ndarray, "h w 3"], longest: int | None) -> UInt8[np.ndarray, "H W 3"]:
+def _fit(image: UInt8[np.ndarray, "h w 3"], longest: int | None) -> UInt8[np.ndarray, "H W 3"]:
     """The image with its longer side at most so long."""
     height, width = image.shape[:2]
     if longest is None or max(height, width) <= longest:
@@ -240,37 +240,37 @@ class Survey:
 
 def survey(video: Path, config: FramesConfig) -> Survey:
     """Look at every frame of a video. Raises BadInputError when not one can be decoded."""
-    looked = config.motion
+    motion_config = config.motion
     times, sharpness, shots, places = [], [], [], []
-    with _opened(video) as capture:
+    with _open_video(video) as capture:
         fps, announced = (max(0.0, float(np.nan_to_num(capture.get(what)))) for what in RATE_AND_COUNT)
-        follower = Follower(looked, max(1, round(looked.max_lost_s * (fps or 25))))
+        follower = Follower(motion_config, max(1, round(motion_config.max_lost_s * (fps or 25))))
         with progress("look at frames", int(announced), "frames") as advance:
             while capture.grab():
                 is_whole, image = capture.retrieve()
                 if not is_whole:
                     break
-                small = cv2.cvtColor(_fitted(image, looked.small_px), cv2.COLOR_BGR2GRAY)
-                at = follower.add(small)
+                small = cv2.cvtColor(_fit(image, motion_config.small_px), cv2.COLOR_BGR2GRAY)
+                shot_and_place = follower.add(small)
                 times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
                 sharpness.append(sharpness_of(small))
-                shots.append(at[0])
-                places.append(at[1])
+                shots.append(shot_and_place[0])
+                places.append(shot_and_place[1])
                 advance(1)
     if not times:
         raise BadInputError(f"{video}: not one frame of it can be decoded; {REMEDY}")
-    seconds = _increasing(np.array(times), fps, video)
+    seconds = _increasing_times(np.array(times), fps, video)
     is_cut_off = bool(len(times) < announced and fps > 0 and seconds[-1] < (announced - 2) / fps)
     count = len(times) - 1 if is_cut_off and len(times) > 1 else len(times)  # the last may be half a picture
     if is_cut_off:
         LOGGER.warning("%s: the file is cut off: %d of %d frames can be read, up to %.1f s; they are used",
                        video, count, announced, seconds[count - 1])  # fmt: skip
     size = (small.shape[1], small.shape[0])
-    sharp, shot = (np.array(one)[:count] for one in (sharpness, shots))
+    sharp, shot = (np.array(column)[:count] for column in (sharpness, shots))
     return Survey(seconds[:count], sharp, shot, places[:count], size, is_cut_off)
 
 
-def _increasing(times: Float[np.ndarray, " n"], fps: float, video: Path) -> Float[np.ndarray, " n"]:
+def _increasing_times(times: Float[np.ndarray, " n"], fps: float, video: Path) -> Float[np.ndarray, " n"]:
     """The times of frames, by their numbers where the file has none that grow. Raises BadInputError."""
     if np.isfinite(times).all() and (np.diff(times) > 0).all():
         return times
@@ -287,11 +287,11 @@ def _increasing(times: Float[np.ndarray, " n"], fps: float, video: Path) -> Floa
 def choose(found: Survey, config: FramesConfig) -> list[int]:
     """Numbers of the frames to keep, in order."""
     if config.fps is not None:
-        return _at_most(config.max_frames, lambda share: by_time(found, config, share * float(config.fps or 0)))
-    return _at_most(config.max_frames, lambda share: by_overlap(found, config, share * config.overlap))
+        return _limit_count(config.max_frames, lambda share: by_time(found, config, share * float(config.fps or 0)))
+    return _limit_count(config.max_frames, lambda share: by_overlap(found, config, share * config.overlap))
 
 
-def _at_most(number: int | None, chosen_at: Callable[[float], list[int]]) -> list[int]:
+def _limit_count(number: int | None, chosen_at: Callable[[float], list[int]]) -> list[int]:
     """What is chosen at about the largest share of the rate or overlap that chooses at most so many."""
     best = chosen_at(1.0)
     if number is None or len(best) <= number:
@@ -311,43 +311,46 @@ def _at_most(number: int | None, chosen_at: Callable[[float], list[int]]) -> lis
 
 def by_time(found: Survey, config: FramesConfig, fps: float) -> list[int]:
     """The sharpest frame from the middle half of each 1 / fps seconds, or from all of it if those are blurred."""
-    places = (found.times - found.times[0]) * fps + 1e-9
-    slots = np.floor(places).astype(np.int64)
-    central = np.abs(places - slots - 0.5) <= 0.25
-    each = np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots)) + 1)
-    return [_sharp_one(found, config, frames[central[frames]].tolist(), frames.tolist()) for frames in each]
+    slot_positions = (found.times - found.times[0]) * fps + 1e-9
+    slots = np.floor(slot_positions).astype(np.int64)
+    central = np.abs(slot_positions - slots - 0.5) <= 0.25
+    frames_of_slots = np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots)) + 1)
+    return [
+        _sharpest_or_fallback(found, config, frames[central[frames]].tolist(), frames.tolist())
+        for frames in frames_of_slots
+    ]
 
 
 def by_overlap(found: Survey, config: FramesConfig, target: float) -> list[int]:
     """Frames that overlap the one before by about the target: the sharpest of those within `search` of the step."""
-    known = np.flatnonzero(found.shots >= 0)
+    in_shots = np.flatnonzero(found.shots >= 0)
     chosen = []
-    for frames in np.split(known, np.flatnonzero(np.diff(found.shots[known])) + 1) if len(known) else []:
+    for frames in np.split(in_shots, np.flatnonzero(np.diff(found.shots[in_shots])) + 1) if len(in_shots) else []:
         shot = frames.tolist()
-        kept: int | None = _first(found, shot, 1 - config.search * (1 - target))
+        kept: int | None = _first_of_shot(found, shot, 1 - config.search * (1 - target))
         while kept is not None:
             chosen.append(kept)
-            kept = _next(found, shot[shot.index(kept) + 1 :], kept, config, target)
+            kept = _next_frame(found, shot[shot.index(kept) + 1 :], kept, config, target)
     return chosen
 
 
-def _first(found: Survey, shot: list[int], least: float) -> int:
+def _first_of_shot(found: Survey, shot: list[int], least: float) -> int:
     """The sharpest of the frames at a shot's begin that show nearly what its first one does."""
-    there = itertools.takewhile(lambda frame: found.overlap(shot[0], frame) >= least, shot)
-    return _sharpest(found, list(there))
+    similar = itertools.takewhile(lambda frame: found.overlap(shot[0], frame) >= least, shot)
+    return _sharpest(found, list(similar))
 
 
-def _next(found: Survey, later: list[int], kept: int, config: FramesConfig, target: float) -> int | None:
+def _next_frame(found: Survey, later: list[int], kept: int, config: FramesConfig, target: float) -> int | None:
     """Which of the later frames of the shot to keep after `kept`; None: its image has not moved on enough."""
     step = 1 - target
     low, high, halfway = target - config.search * step, target + config.search * step, target + 0.5 * step
     candidates: list[int] = []
     earlier: list[int] = []
-    for place, frame in enumerate(later):
+    for position, frame in enumerate(later):
         common = found.overlap(kept, frame)
         if common < low:
             if not candidates:  # nothing in between: rather too much overlap than too little
-                return later[max(0, place - 1)]
+                return later[max(0, position - 1)]
             break
         if common <= high:
             candidates.append(frame)
@@ -355,10 +358,10 @@ def _next(found: Survey, later: list[int], kept: int, config: FramesConfig, targ
             earlier.append(frame)
     if not candidates:
         return None
-    return _sharp_one(found, config, candidates, earlier)
+    return _sharpest_or_fallback(found, config, candidates, earlier)
 
 
-def _sharp_one(found: Survey, config: FramesConfig, wanted: Sequence[int], others: Sequence[int]) -> int:
+def _sharpest_or_fallback(found: Survey, config: FramesConfig, wanted: Sequence[int], others: Sequence[int]) -> int:
     """The sharpest of the wanted frames, unless it is blurred compared with the others' sharpest."""
     best = [_sharpest(found, frames) for frames in (wanted, others) if frames]
     return best[-1] if found.sharpness[best[0]] < config.blurred_below * found.sharpness[best[-1]] else best[0]
@@ -368,7 +371,7 @@ def _sharpest(found: Survey, frames: Sequence[int]) -> int:
     return int(frames[int(np.argmax(found.sharpness[np.asarray(frames)]))])
 
 
-def _warn(video: Path, found: Survey, chosen: Sequence[int]) -> None:
+def _log_choice(video: Path, found: Survey, chosen: Sequence[int]) -> None:
     unknown: Bool[np.ndarray, " n"] = found.shots < 0
     if unknown.any():
         LOGGER.info("frames: the motion of %d of %d frames is unknown (blurred, dark)", unknown.sum(), len(unknown))
@@ -383,25 +386,25 @@ def _warn(video: Path, found: Survey, chosen: Sequence[int]) -> None:
 # The chosen frames written.
 
 
-def _write(video: Path, found: Survey, chosen: Sequence[int], folder: Path, config: FramesConfig) -> list[str]:
+def _write_frames(video: Path, found: Survey, chosen: Sequence[int], folder: Path, config: FramesConfig) -> list[str]:
     """Write the chosen frames into a folder; their names. Raises BadInputError where the video is another by now."""
     digits = max(6, len(str(len(found.times))))
     names = [f"frame_{index:0{digits}}.{config.image_format}" for index in chosen]
     options = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality] if config.image_format == "jpg" else []
-    wanted = dict(zip(chosen, names, strict=True))
-    with _opened(video) as capture, progress("write frames", len(chosen), "frames") as advance:
+    name_of_frame = dict(zip(chosen, names, strict=True))
+    with _open_video(video) as capture, progress("write frames", len(chosen), "frames") as advance:
         for index in range(chosen[-1] + 1):
             if not capture.grab():
                 raise BadInputError(f"{video}: has fewer frames than a moment ago; run it again when it is whole")
-            if index in wanted:
-                image = _fitted(capture.retrieve()[1], config.resize_max)
+            if index in name_of_frame:
+                image = _fit(capture.retrieve()[1], config.resize_max)
                 data = cv2.imencode(f".{config.image_format}", image, options)[1].tobytes()
-                write_bytes(folder / wanted[index], data, owned=True)
+                write_bytes(folder / name_of_frame[index], data, owned=True)
                 advance(1)
     return names
 
 
-def _listed(found: Survey, chosen: Sequence[int], names: Sequence[str]) -> str:
+def _csv_text(found: Survey, chosen: Sequence[int], names: Sequence[str]) -> str:
     """The text of frames.csv. overlap: with the frame before; empty where it is unknown."""
     text = io.StringIO()
     rows: Any = csv.writer(text, lineterminator="\n")

@@ -115,7 +115,7 @@ def writing(path: Path, *, owned: bool = False, sync: bool = False) -> Iterator[
 
 def write_bytes(path: Path, data: bytes, *, owned: bool = False, sync: bool = False) -> Path:
     """Write a file atomically; one that already has this content is kept. Raises as `writing` does."""
-    if not owned and is_foreign(path) and _holds(path, data):
+    if not owned and is_foreign(path) and _has_content(path, data):
         return path
     with writing(path, owned=owned, sync=sync) as file:
         file.write(data)
@@ -127,7 +127,7 @@ def write_text(path: Path, text: str, *, owned: bool = False) -> Path:
 
     Raises as `writing` does, and BadInputError for text that is not Unicode (a file name in another encoding).
     """
-    return write_bytes(path, _encoded(path, text), owned=owned)
+    return write_bytes(path, _encode(path, text), owned=owned)
 
 
 def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
@@ -137,17 +137,17 @@ def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
     one, and the json shows that an interrupted output is featkit's. Raises as `write_text` does.
     """
     atomic.refuse_folder(path)
-    data, beside = _encoded(path, text), path.with_suffix(".json")
-    if beside == path:
+    data, json_path = _encode(path, text), path.with_suffix(".json")
+    if json_path == path:
         raise BadInputError(f"{path}: its description would be written to the same file; choose another --out")
     content = json.dumps({**described, "sha256": hashlib.sha256(data).hexdigest()}, indent=1, ensure_ascii=False) + "\n"
-    is_there = _holds(path, data)
-    if is_there and _holds(beside, content.encode()):
+    is_there = _has_content(path, data)
+    if is_there and _has_content(json_path, content.encode()):
         return path
-    refuse_foreign(beside)
+    refuse_foreign(json_path)
     if not is_there:
         remove(path)
-    write_text(beside, content)
+    write_text(json_path, content)
     return path if is_there else write_bytes(path, data)
 
 
@@ -180,12 +180,12 @@ def no_links(path: str, flags: int) -> int:
 def is_left(part: Path, whole: Path | None = None) -> bool:
     """Whether a killed run left a temporary file. Raises BadInputError if something else is in its place."""
     try:
-        found = os.lstat(part)
+        status = os.lstat(part)
     except FileNotFoundError:
         return False
-    is_whole = whole is not None and found.st_nlink == 2 and _identity(whole) == _identity(part)
-    if not (stat.S_ISREG(found.st_mode) and _is_mine(found) and (found.st_nlink == 1 or is_whole)):
-        _refuse_part(part)
+    is_whole = whole is not None and status.st_nlink == 2 and _identity(whole) == _identity(part)
+    if not (stat.S_ISREG(status.st_mode) and _belongs_to_user(status) and (status.st_nlink == 1 or is_whole)):
+        _refuse_obstacle(part)
     return True
 
 
@@ -202,13 +202,13 @@ def _refuse_links(path: Path) -> None:
         raise BadInputError(f"{path}: is a symbolic link, so it is not replaced; choose another --out, or remove it")
 
 
-def _refuse_part(part: Path) -> None:
+def _refuse_obstacle(part: Path) -> None:
     raise BadInputError(
         f"{part}: is in the way of a temporary file, and no killed run of featkit left it; remove it yourself"
     )
 
 
-def _encoded(path: Path, text: str) -> bytes:
+def _encode(path: Path, text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -217,21 +217,21 @@ def _encoded(path: Path, text: str) -> bytes:
         raise BadInputError(f"{path}: {line!r} has a name that is not UTF-8; rename the file") from None
 
 
-def _holds(path: Path, data: bytes) -> bool:
+def _has_content(path: Path, data: bytes) -> bool:
     """Whether the path is a regular file with exactly this content."""
     try:
-        found = os.lstat(path)
-        return stat.S_ISREG(found.st_mode) and found.st_size == len(data) and path.read_bytes() == data
+        status = os.lstat(path)
+        return stat.S_ISREG(status.st_mode) and status.st_size == len(data) and path.read_bytes() == data
     except OSError:
         return False
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _inode(path: Path) -> int | None:
@@ -241,8 +241,8 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _is_mine(found: os.stat_result) -> bool:
-    return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+def _belongs_to_user(status: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -292,35 +292,35 @@ def scratch(container: Path) -> Iterator[Path]:
         mark = (container / MARK).open("x")
     try:
         with mark:
-            _lock(mark.fileno())
+            _try_lock(mark.fileno())
             with explained(container):
                 (container / "new").mkdir()
             yield container / "new"
     finally:
         with contextlib.suppress(OSError):
-            _empty(container)
+            _remove_container(container)
 
 
 def _remove_scratch(container: Path) -> None:
     """Remove what a killed run left. Raises BadInputError for any other folder, NotWritableError for one in use."""
     try:
-        found = os.lstat(container)
+        status = os.lstat(container)
     except FileNotFoundError:
         return
-    if not (stat.S_ISDIR(found.st_mode) and _is_mine(found)):
-        _refuse_part(container)
+    if not (stat.S_ISDIR(status.st_mode) and _belongs_to_user(status)):
+        _refuse_obstacle(container)
     if (container / MARK).is_file():
         with (container / MARK).open("r+") as mark:
-            if not _lock(mark.fileno()):
+            if not _try_lock(mark.fileno()):
                 raise NotWritableError(f"{container}: in use by another process; wait for it or stop it")
-            _empty(container)
+            _remove_container(container)
     elif any(container.iterdir()):
-        _refuse_part(container)
+        _refuse_obstacle(container)
     else:
         container.rmdir()
 
 
-def _empty(container: Path) -> None:
+def _remove_container(container: Path) -> None:
     """Remove a temporary folder, its mark last, so that it is still recognised if this run is killed."""
     for path in container.iterdir():
         if path.is_dir() and not path.is_symlink():
@@ -345,27 +345,27 @@ def place_files(
         names = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
         stamp = stamp or folder / STAMP
         refuse_foreign(stamp)
-        known = atomic.stamped_files(stamp)
-        there = [name for name in names if os.path.lexists(folder / name)]
+        recorded = atomic.stamped_files(stamp)
+        existing = [name for name in names if os.path.lexists(folder / name)]
         for above in {folder / above for name in names for above in name.parents if above.name}:
             _refuse_links(above)
-        for name in there:
+        for name in existing:
             path, data = folder / name, (new / name).read_bytes()
-            found = _sha256(path)
-            if found is None or (found != known.get(name.as_posix()) and not _holds(path, data)):
+            checksum = _sha256_of_file(path)
+            if checksum is None or (checksum != recorded.get(name.as_posix()) and not _has_content(path, data)):
                 raise BadInputError(f"{path}: {FOREIGN}")
-        if there and not overwrite:
+        if existing and not overwrite:
             raise BadInputError(
-                f"{folder / there[0]}: exists already; --overwrite replaces it, or choose another --out"
+                f"{folder / existing[0]}: exists already; --overwrite replaces it, or choose another --out"
             )
-        for name in there:
+        for name in existing:
             (folder / name).unlink()
         if only:
-            for old in known.keys() - {name.as_posix() for name in names}:
-                if _sha256(inside(folder, old)) == known[old]:
+            for old in recorded.keys() - {name.as_posix() for name in names}:
+                if _sha256_of_file(inside(folder, old)) == recorded[old]:
                     (folder / old).unlink()
-        kept = {name: value for name, value in known.items() if (folder / name).is_file() and not only}
-        files = {**kept, **{name.as_posix(): _sha256(new / name) for name in names}}
+        still_recorded = {name: value for name, value in recorded.items() if (folder / name).is_file() and not only}
+        files = {**still_recorded, **{name.as_posix(): _sha256_of_file(new / name) for name in names}}
         text = json.dumps({VERSION: __version__, **described, "files": files}, indent=1, ensure_ascii=False)
         write_text(stamp, text + "\n")
         for name in names:
@@ -374,7 +374,7 @@ def place_files(
     return names
 
 
-def _sha256(path: Path) -> str | None:
+def _sha256_of_file(path: Path) -> str | None:
     return None if path.is_symlink() or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -396,10 +396,10 @@ def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
         output.parent.mkdir(parents=True, exist_ok=True)
         while True:
             file = _open_lock(lock)
-            if not _lock(file):
+            if not _try_lock(file):
                 os.close(file)
                 raise NotWritableError(f"{output}: in use by another process; wait for it or stop it")
-            if _is_still(lock, file):
+            if _is_same_file(lock, file):
                 break
             os.close(file)  # its owner has removed it in the meantime
     try:
@@ -412,16 +412,16 @@ def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
 
 def _open_lock(lock: Path) -> int:
     if lock.is_symlink() or lock.is_dir():
-        _refuse_part(lock)
+        _refuse_obstacle(lock)
     file = no_links(os.fspath(lock), os.O_CREAT | os.O_RDWR)
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_size:
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode) or status.st_size:
         os.close(file)
-        _refuse_part(lock)
+        _refuse_obstacle(lock)
     return file
 
 
-def _lock(number: int) -> bool:
+def _try_lock(number: int) -> bool:
     """Try to lock an open file; True also where locks are not supported (Windows, some file systems)."""
     try:
         import fcntl
@@ -436,7 +436,7 @@ def _lock(number: int) -> bool:
     return True
 
 
-def _is_still(path: Path, file: int) -> bool:
+def _is_same_file(path: Path, file: int) -> bool:
     """Whether the open file is still the one at that path."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(file))

@@ -125,8 +125,8 @@ NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # in case of a named pipe
 def read_stamp(path: Path) -> dict[str, Any] | None:
     """The content of a stamp, or None if there is none that can be read."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
             return None
         described = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -168,12 +168,12 @@ def is_foreign(path: Path) -> bool:
     counts as a store: items are added through it, but it is not replaced.
     """
     try:
-        found = os.lstat(path)
-        if stat.S_ISLNK(found.st_mode):
-            return not (path.is_file() and _is_own_store(_head(path)))
-        if stat.S_ISDIR(found.st_mode):
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            return not (path.is_file() and _is_own_store(_read_head(path)))
+        if stat.S_ISDIR(status.st_mode):
             return not _is_own_folder(path)
-        return not (stat.S_ISREG(found.st_mode) and _is_own_file(path))
+        return not (stat.S_ISREG(status.st_mode) and _is_own_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -182,24 +182,26 @@ def is_foreign(path: Path) -> bool:
 
 def is_own_json(path: Path) -> bool:
     """Whether a file is json that featkit wrote."""
-    found = read_stamp(path)
-    if found is None:
+    content = read_stamp(path)
+    if content is None:
         return False
-    nested = (found.get("map"), found.get("versions"))  # demo.json and training summaries of earlier versions
-    return VERSION in found or any(isinstance(one, dict) and {VERSION, "featkit"} & one.keys() for one in nested)
+    nested = (content.get("map"), content.get("versions"))  # demo.json and training summaries of earlier versions
+    return VERSION in content or any(
+        isinstance(entry, dict) and {VERSION, "featkit"} & entry.keys() for entry in nested
+    )
 
 
 def _is_own_folder(path: Path) -> bool:
     if not any(path.iterdir()) or any(is_own_json(path / name) for name in STAMPS):
         return True
     parent, kinds = path.parent, []
-    for made in (path, parent):  # sparse/ and sparse/0
-        kinds.append((read_stamp(made.with_name(f"{made.name}.json")) or {}).get("kind") if made.name else None)
+    for folder in (path, parent):  # sparse/ and sparse/0
+        kinds.append((read_stamp(folder.with_name(f"{folder.name}.json")) or {}).get("kind") if folder.name else None)
     return "map" in kinds
 
 
 def _is_own_file(path: Path) -> bool:
-    head = _head(path)
+    head = _read_head(path)
     if head.startswith(HDF5):
         return _is_own_store(head)
     if head.startswith(SQLITE):
@@ -245,7 +247,7 @@ def _is_own_zip(path: Path) -> bool:
     return False
 
 
-def _head(path: Path) -> bytes:
+def _read_head(path: Path) -> bytes:
     number = os.open(path, os.O_RDONLY | NOT_WAITING)
     with open(number, "rb") as file:
         return file.read(HEAD)
@@ -272,12 +274,12 @@ def require_space(path: Path, size: int) -> None:
         read_only = disk.f_flag & os.ST_RDONLY  # which the write itself will report
         if disk.f_blocks and not read_only and disk.f_bavail * disk.f_frsize < size:
             raise NotWritableError(f"{path}: {FULL[errno.ENOSPC]}; free some and run the same command again")
-    limit = _file_limit()
+    limit = _file_size_limit()
     if limit is not None and (path.stat().st_size if path.exists() else 0) + size > limit:
         raise NotWritableError(f"{path}: {FULL[errno.EFBIG]}; raise it and run the same command again")
 
 
-def _file_limit() -> int | None:
+def _file_size_limit() -> int | None:
     try:
         import resource
     except ModuleNotFoundError:  # not on Windows
@@ -296,8 +298,8 @@ def refused_by_disk(error: BaseException) -> str | None:
     """The reason, in words, if an error is due to a full disk or a size limit; otherwise None."""
     if SQLITE_FULL in str(error):
         return FULL[errno.ENOSPC]
-    said = ERRNO.search(str(error))
-    number = getattr(error, "errno", None) or (int(said[1]) if said else None)
+    match = ERRNO.search(str(error))
+    number = getattr(error, "errno", None) or (int(match[1]) if match else None)
     return FULL.get(number) if number is not None else None
 
 

@@ -62,25 +62,25 @@ def is_whole_sphere(size: tuple[int, int]) -> bool:
 
 def camera_fault(model: CameraModel, size: tuple[int, int] | None, params: Sequence[float]) -> str | None:
     """Why camera parameters are invalid for an image of `size` (None: any); None if they are valid."""
-    named = dict(zip(model.params, params, strict=True))
+    by_name = dict(zip(model.params, params, strict=True))
     if not all(math.isfinite(value) for value in params):
         return "a parameter is not finite"
-    for place in model.focal:
-        if params[place] <= 0:
-            return f"the focal length {model.params[place]} = {params[place]:g} must be positive"
-    for place in model.distortion:
-        if abs(params[place]) > LARGEST_DISTORTION:
-            return f"{model.params[place]} = {params[place]:g} is not a plausible distortion"
+    for index in model.focal:
+        if params[index] <= 0:
+            return f"the focal length {model.params[index]} = {params[index]:g} must be positive"
+    for index in model.distortion:
+        if abs(params[index]) > LARGEST_DISTORTION:
+            return f"{model.params[index]} = {params[index]:g} is not a plausible distortion"
     if size is None:
         return None
     width, height = size
     image = f"an image of {width} x {height}"
     if model.is_spherical:
         return None if tuple(params) == (width, height) else f"w,h = {params[0]:g},{params[1]:g} for {image}"
-    for place in model.focal:
-        if not FOCAL_OVER_SIDE[0] <= params[place] / max(size) <= FOCAL_OVER_SIDE[1]:
-            return f"the focal length {model.params[place]} = {params[place]:g} px is implausible for {image}"
-    x, y = (params[place] for place in model.centre)
+    for index in model.focal:
+        if not FOCAL_OVER_SIDE[0] <= params[index] / max(size) <= FOCAL_OVER_SIDE[1]:
+            return f"the focal length {model.params[index]} = {params[index]:g} px is implausible for {image}"
+    x, y = (params[index] for index in model.centre)
     if not (0 <= x <= width and 0 <= y <= height):
-        return f"the principal point cx,cy = {named['cx']:g},{named['cy']:g} is outside {image}"
+        return f"the principal point cx,cy = {by_name['cx']:g},{by_name['cy']:g} is outside {image}"
     return None

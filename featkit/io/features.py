@@ -45,8 +45,8 @@ class FeatureStore:
     def names(self) -> list[str]:
         """Names of images with complete features, sorted."""
         made_here = "format" in self._file.attrs
-        own = [name for name, _ in h5.groups(self._file, "keypoints", whole=made_here)]
-        return sorted(own + shards.linked_items(self._file))
+        in_this_file = [name for name, _ in h5.groups(self._file, "keypoints", whole=made_here)]
+        return sorted(in_this_file + shards.linked_items(self._file))
 
     def has(self, name: str) -> bool:
         """Whether an image has complete features."""
@@ -59,7 +59,7 @@ class FeatureStore:
         if "digest" in group.attrs:
             return str(attribute(group, "digest"))
         described = has(group, "descriptors")  # keypoints alone are enough for matches that others made
-        return features_digest(self.read(name) if described else self._points(name))
+        return features_digest(self.read(name) if described else self._read_points(name))
 
     @explains_damage
     def source(self, name: str) -> str:
@@ -69,13 +69,13 @@ class FeatureStore:
     @explains_damage
     def read(self, name: str) -> Features:
         """Features of one image. Raises BadInputError if they are missing or damaged."""
-        points, group = self._points(name), self._group(name)
+        points, group = self._read_points(name), self._group(name)
         features = replace(
             points,
-            descriptors=self._descriptors(group),
+            descriptors=self._read_descriptors(group),
             turns=int(group["descriptors"].attrs.get("turns", 1)),
             extractor=self.extractor,
-            from_seen=self._from_seen(group),
+            from_seen=self._read_from_seen(group),
         )
         if len(features.descriptors) != len(points):
             raise BadInputError(
@@ -89,7 +89,7 @@ class FeatureStore:
 
         Raises BadInputError when they are missing or damaged, or scales are none that a photograph can have.
         """
-        points = self._points(name)
+        points = self._read_points(name)
         numbers = [part for part in (points.scores, points.scales, points.oris) if part is not None]
         if not all(np.isfinite(part).all() for part in numbers):
             raise BadInputError(f"{self.path}: {name!r} has scores, scales or angles that are not finite")
@@ -101,16 +101,16 @@ class FeatureStore:
             raise BadInputError(f"{self.path}: {name!r} has an uncertainty of {points.uncertainty_px} px")
         return points
 
-    def _points(self, name: str) -> Features:
+    def _read_points(self, name: str) -> Features:
         group = self._group(name)
-        keypoints = self._keypoints(group)
-        scores, oris = self._optional(group, "scores"), self._optional(group, "oris")
+        keypoints = self._read_keypoints(group)
+        scores, oris = self._read_optional(group, "scores"), self._read_optional(group, "oris")
         points = Features(
             keypoints=keypoints,
             descriptors=np.zeros((len(keypoints), 0), np.float32),
             scores=np.ones(len(keypoints), np.float32) if scores is None else scores,
-            image_size=self._image_size(group),
-            scales=self._optional(group, "scales"),
+            image_size=self._read_image_size(group),
+            scales=self._read_optional(group, "scales"),
             oris=None if oris is None else np.radians(oris),
             uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
         )
@@ -122,12 +122,12 @@ class FeatureStore:
     @explains_damage
     def keypoints(self, name: str) -> np.ndarray:
         """Only the keypoints of one image, (n, 2) float32."""
-        return self._keypoints(self._group(name))
+        return self._read_keypoints(self._group(name))
 
     @explains_damage
     def descriptors(self, name: str) -> np.ndarray:
         """Only the descriptors of one image, (n, d): as stored, or float32 for other programs' uint8."""
-        return self._descriptors(self._group(name))
+        return self._read_descriptors(self._group(name))
 
     @explains_damage
     def count(self, name: str) -> int:
@@ -137,7 +137,7 @@ class FeatureStore:
     @explains_damage
     def image_size(self, name: str) -> tuple[int, int]:
         """Width and height of one image, in pixels."""
-        return self._image_size(self._group(name))
+        return self._read_image_size(self._group(name))
 
     @explains_damage
     def uncertainty_px(self, name: str) -> float:
@@ -182,8 +182,8 @@ class FeatureStore:
         """The intensities mapped to black and white in photographs of more than 8 bits (`DecodeConfig`)."""
         config = self.attributes().get("config")
         decoding = config.get("decode") if isinstance(config, dict) else None
-        found = decoding.get("intensity_range") if isinstance(decoding, dict) else None
-        return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+        ends = decoding.get("intensity_range") if isinstance(decoding, dict) else None
+        return (float(ends[0]), float(ends[1])) if isinstance(ends, list) and len(ends) == 2 else None
 
     def _group(self, name: str) -> h5py.Group:
         shards.refuse_missing(self._file, name)
@@ -193,42 +193,42 @@ class FeatureStore:
             raise BadInputError(f"{self.path}: the features of {name!r} are cut short; run the extraction again")
         return group
 
-    def _keypoints(self, group: h5py.Group) -> np.ndarray:
+    def _read_keypoints(self, group: h5py.Group) -> np.ndarray:
         stored = array_of(group, "keypoints", ndim=2).astype(np.float32, copy=False)
         if stored.shape[1] != 2:
             raise BadInputError(f"{self.path}: {group.name!r} has keypoints of {stored.shape[1]} numbers, not x and y")
         return stored
 
-    def _descriptors(self, group: h5py.Group) -> np.ndarray:
+    def _read_descriptors(self, group: h5py.Group) -> np.ndarray:
         stored = np.ascontiguousarray(array_of(group, "descriptors", ndim=2).T)
         if stored.dtype == np.uint8 and "format" not in self._file.attrs:
             return stored.astype(np.float32)  # values such as SIFT's; only featkit's own uint8 are packed bits
         return stored
 
-    def _image_size(self, group: h5py.Group) -> tuple[int, int]:
+    def _read_image_size(self, group: h5py.Group) -> tuple[int, int]:
         if not has(group, "image_size"):
             return (0, 0)
         width, height = (int(v) for v in array_of(group, "image_size", ndim=1))
         return width, height
 
-    def _from_seen(self, group: h5py.Group) -> np.ndarray | None:
+    def _read_from_seen(self, group: h5py.Group) -> np.ndarray | None:
         stored = group["keypoints"].attrs.get(FROM_SEEN)
         return None if stored is None else np.asarray(stored, dtype=np.float64).reshape(2, 3)
 
-    def _optional(self, group: h5py.Group, name: str) -> np.ndarray | None:
+    def _read_optional(self, group: h5py.Group, name: str) -> np.ndarray | None:
         return array_of(group, name).astype(np.float32, copy=False).reshape(-1) if has(group, name) else None
 
 
 def extractor_name(config: Mapping[str, Any]) -> str:
     """`Features.extractor` from the configuration of the extract stage (`ExtractConfig`) in a features file."""
-    own = config.get("extractor")
-    if not isinstance(own, dict):
+    extractor = config.get("extractor")
+    if not isinstance(extractor, dict):
         return ""
-    row = own.get("extractor")
+    row = extractor.get("extractor")
     if row == "sift":
-        return "rootsift" if own.get("normalization") == "l1_root" else "sift"
-    named = own.get("network") if row == "aliked" else row
-    return named if isinstance(named, str) else ""
+        return "rootsift" if extractor.get("normalization") == "l1_root" else "sift"
+    kind = extractor.get("network") if row == "aliked" else row
+    return kind if isinstance(kind, str) else ""
 
 
 def features_digest(features: Features) -> str:
@@ -289,11 +289,11 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
     with ExitStack() as stack:
         opened = [stack.enter_context(h5.reading(path)) for path in files]
         for name in names:
-            group = next((find(file, name) for file in opened if _has(file, name)), None)
+            group = next((find(file, name) for file in opened if _has_descriptor(file, name)), None)
             if group is None:
                 missing.append(name)
             else:
-                rows.append(_row(group, name))
+                rows.append(_read_descriptor(group, name))
             if rows and len(rows[-1]) != len(rows[0]):
                 raise BadInputError(
                     f"{group.file.filename if group is not None else files[0]}: {name!r} has a {DATASET} of"
@@ -309,14 +309,14 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
     return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
 
-def _has(file: h5py.File, name: str) -> bool:
+def _has_descriptor(file: h5py.File, name: str) -> bool:
     try:
         return isinstance(group := find(file, name), h5py.Group) and has(group, DATASET)
     except DAMAGE:
         return False
 
 
-def _row(group: h5py.Group, name: str) -> Float32[np.ndarray, " d"]:
+def _read_descriptor(group: h5py.Group, name: str) -> Float32[np.ndarray, " d"]:
     try:
         row = array_of(group, DATASET).astype(np.float32, copy=False).reshape(-1)
     except DAMAGE as error:

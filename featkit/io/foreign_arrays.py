@@ -46,8 +46,8 @@ def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[st
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            there = set(archive.namelist())
-            return {name: _array(archive, f"{name}.npy") for name in names if f"{name}.npy" in there}
+            members = set(archive.namelist())
+            return {name: _read_member(archive, f"{name}.npy") for name in names if f"{name}.npy" in members}
     except Refused as error:
         raise BadInputError(
             f"{where}: refused without running anything: its pickle {error}, which no array needs; get the file from"
@@ -58,7 +58,7 @@ def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[st
         raise BadInputError(f"{where}: not an .npz that can be read ({reason}); copy it again") from None
 
 
-def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     if archive.getinfo(member).file_size > MAX_BYTES:
         raise ValueError(f"{member} is larger than {MAX_BYTES >> 20} MiB")
     return npy(archive.read(member), member, objects=True)
@@ -80,10 +80,10 @@ def npy(content: bytes, member: str, objects: bool = False) -> np.ndarray:
     if dtype.hasobject:
         if dtype != np.dtype(object):
             raise ValueError(f"{member} is an array of structures")
-        found = unpickled(data)
-        if not isinstance(found, np.ndarray) or found.dtype != np.dtype(object):
+        objects_array = unpickled(data)
+        if not isinstance(objects_array, np.ndarray) or objects_array.dtype != np.dtype(object):
             raise ValueError(f"{member} is not an array of objects")
-        return np.asarray(found).reshape(shape)
+        return np.asarray(objects_array).reshape(shape)
     count = math.prod(shape)
     if min(shape, default=0) < 0 or len(data) != count * dtype.itemsize:
         raise ValueError(f"{member} does not have the size that its header states")
@@ -98,7 +98,7 @@ def unpickled(data: bytes) -> Any:
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> _StandIn:
-        make = _MAKERS.get(("numpy.core.multiarray" if module in REBUILT else module, name))
+        make = _ALLOWED_CALLS.get(("numpy.core.multiarray" if module in REBUILT else module, name))
         if make is None:
             raise Refused(f"asks for {module}.{name}"[:120])
         return _StandIn(name, make)
@@ -160,32 +160,32 @@ class _Array(np.ndarray):
         super().__setstate__((1, tuple(shape), dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
-def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     return _Array((0,), np.int8)
 
 
-def _scalar(kind: Any, content: Any) -> Any:
+def _read_scalar(kind: Any, content: Any) -> Any:
     if not (isinstance(kind, _Type) and isinstance(content, bytes)) or kind.dtype.hasobject:
         raise Refused("has a malformed scalar")
     return np.frombuffer(content, kind.dtype, 1)[0]
 
 
-def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
+def _encode_latin1(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise Refused(f"encodes as {encoding!r}"[:120])
     return text.encode("latin1")
 
 
-def _never(*arguments: Any) -> Any:
+def _refuse_call(*arguments: Any) -> Any:
     raise Refused("calls numpy.ndarray itself")
 
 
-_MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy", "ndarray"): _never,  # only passed to _reconstruct
+_ALLOWED_CALLS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.multiarray", "scalar"): _read_scalar,
+    ("numpy", "ndarray"): _refuse_call,  # only passed to _reconstruct
     ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): _encode_latin1,
 }
 
 

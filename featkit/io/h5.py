@@ -28,7 +28,7 @@ from featkit.io.artifact import discard, locked, new_part, part_of, remove
 from featkit.io.artifact import explained as writes_explained
 from featkit.io.atomic import is_foreign, refuse_folder, refuse_foreign, refused_by_disk, require_space
 from featkit.io.h5_items import ESCAPED, LINKED, check_item, find, walk
-from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_place, is_in_use, journalled
+from featkit.io.journal import DAMAGE, JournalledStore, explained, in_place, is_in_use, journalled, raising_refusal
 
 LOGGER = logging.getLogger(__name__)
 FORMAT_VERSION = 1
@@ -46,19 +46,19 @@ def reading(path: Path) -> Iterator[h5py.File]:
     """
     with explained(path):
         refuse_pipe(path)
-        file = _opened(path)
+        file = _open_recovered(path)
     with file:
         yield file
 
 
-def _opened(path: Path) -> h5py.File:
+def _open_recovered(path: Path) -> h5py.File:
     """Recover and open a store for reading; retries, because another process may be recovering it."""
-    for again in reversed(range(TRIES)):
+    for tries_left in reversed(range(TRIES)):
         try:
             _recover(path)
             return h5py.File(path, "r")
         except OSError as error:
-            if not again or not is_in_use(error):
+            if not tries_left or not is_in_use(error):
                 raise
             time.sleep(WAIT_S)
     raise AssertionError
@@ -66,7 +66,7 @@ def _opened(path: Path) -> h5py.File:
 
 def _recover(path: Path) -> None:
     try:
-        journal.put_back(path)
+        journal.roll_back(path)
     except BlockingIOError:
         raise
     except OSError as error:
@@ -101,11 +101,11 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
         with explained(path):
             if not path.exists():
                 _create(path, kind, config, extra)
-            with _opened(path) as file:
+            with _open_recovered(path) as file:
                 _check_same_origin(path, file, kind, config, extra)
                 is_index = LINKED in file.attrs
-            if _is_torn(path):
-                _rescue(path)
+            if _is_tree_broken(path):
+                _keep_complete_items(path)
             discard(part_of(path), path)  # left by a run that was killed after linking the store
         with in_place(path) if is_index else journalled(path) as file:
             yield file
@@ -122,9 +122,9 @@ def _check_replaceable(path: Path, kind: str) -> None:
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
     with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
-        found = attribute(file, "kind", kind)
-        if found != kind:
-            raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
+        stored_kind = attribute(file, "kind", kind)
+        if stored_kind != kind:
+            raise BadInputError(f"{path}: holds {stored_kind}, not {kind}, so it is not replaced; choose another --out")
 
 
 def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
@@ -143,7 +143,7 @@ def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> Non
     part.unlink(missing_ok=True)
 
 
-def _is_torn(path: Path) -> bool:
+def _is_tree_broken(path: Path) -> bool:
     """Whether the group tree is broken, by a power failure, or because it was copied without its journal."""
     with h5py.File(path, "r") as file:
         try:
@@ -153,17 +153,17 @@ def _is_torn(path: Path) -> bool:
     return False
 
 
-def _rescue(path: Path) -> None:
+def _keep_complete_items(path: Path) -> None:
     """Keep the complete items of a broken store that can still be reached; the others are made again."""
     part = new_part(path)
     with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
         copy_attributes(old, new)
-        count = _copy_whole(old, new, set())
+        count = _copy_complete_items(old, new, set())
     os.replace(part, path)
     LOGGER.warning("%s: damaged while it was written; kept %d complete items, the others are made again", path, count)
 
 
-def _copy_whole(old: h5py.Group, new: h5py.File, seen: set[int]) -> int:
+def _copy_complete_items(old: h5py.Group, new: h5py.File, seen: set[int]) -> int:
     count = 0
     with contextlib.suppress(*DAMAGE):
         for key in old:
@@ -176,7 +176,7 @@ def _copy_whole(old: h5py.Group, new: h5py.File, seen: set[int]) -> int:
                     count += 1
                 elif (address := h5py.h5o.get_info(item.id).addr) not in seen:
                     seen.add(address)
-                    count += _copy_whole(item, new, seen)
+                    count += _copy_complete_items(item, new, seen)
     return count
 
 
@@ -197,9 +197,9 @@ def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str
 def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
     if "format" not in file.attrs:
         raise BadInputError(f"{path}: written by another program, so nothing is added to it; choose another --out")
-    number, found = file.attrs["format"], attribute(file, "kind")
-    if number != FORMAT_VERSION or found != kind:
-        raise BadInputError(f"{path}: holds {found} of format {number}, not {kind}; use --overwrite")
+    number, stored_kind = file.attrs["format"], attribute(file, "kind")
+    if number != FORMAT_VERSION or stored_kind != kind:
+        raise BadInputError(f"{path}: holds {stored_kind} of format {number}, not {kind}; use --overwrite")
     if attribute(file, "fingerprint") != config.fingerprint():
         changed = differences(str(attribute(file, "config", "{}")), config)
         raise BadInputError(f"{path}: made with another configuration ({changed}); --overwrite, or another --out")
@@ -225,8 +225,8 @@ def write_item(
     path = Path(file.filename)
     require_space(path, sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
     try:
-        with finish_first(), counted(file):
-            _write(file, key, datasets, attributes, dataset_attributes or {})
+        with finish_first(), raising_refusal(file):
+            _write_group(file, key, datasets, attributes, dataset_attributes or {})
     except DAMAGE as error:
         if refused_by_disk(error) is not None:  # `appending` explains it
             raise
@@ -235,7 +235,7 @@ def write_item(
         ) from error
 
 
-def _write(
+def _write_group(
     file: h5py.File,
     key: str,
     datasets: dict[str, Any],
@@ -265,7 +265,7 @@ def is_complete(file: h5py.File, key: str) -> bool:
         return False
 
 
-def _seems_whole(item: h5py.Group) -> bool:
+def _is_undamaged_and_whole(item: h5py.Group) -> bool:
     try:
         return is_whole(item)
     except DAMAGE:
@@ -284,9 +284,9 @@ def groups(file: h5py.File, dataset: str, whole: bool = False) -> Iterator[tuple
     whole: only complete ones. Does not include groups in an index's shards. Raises BadInputError.
     """
     try:
-        for name, found in walk(file, dataset):
-            if not whole or _seems_whole(found):
-                yield name, found
+        for name, group in walk(file, dataset):
+            if not whole or _is_undamaged_and_whole(group):
+                yield name, group
     except DAMAGE:
         raise BadInputError(f"{file.filename}: damaged by a killed run; run the command that makes it again") from None
 
@@ -338,16 +338,16 @@ def attribute(item: h5py.HLObject, name: str, default: Any = None) -> Any:
     key = name.encode("utf-8", ESCAPED)
     if not h5py.h5a.exists(item.id, key):
         return default
-    found = h5py.h5a.open(item.id, key)
-    kind = found.get_type()
-    is_one = found.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
-    if is_one and isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str():
+    stored = h5py.h5a.open(item.id, key)
+    kind = stored.get_type()
+    is_scalar = stored.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
+    if is_scalar and isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str():
         text = np.zeros((), f"S{kind.get_size()}")
-        found.read(text, mtype=kind)
+        stored.read(text, mtype=kind)
         return bytes(text[()]).decode("utf-8", ESCAPED)
-    if is_one and isinstance(kind, h5py.h5t.TypeIntegerID):
+    if is_scalar and isinstance(kind, h5py.h5t.TypeIntegerID):
         number = np.zeros((), np.int64)
-        found.read(number)
+        stored.read(number)
         return int(number)
     value = item.attrs[name]
     return value.decode("utf-8", ESCAPED) if isinstance(value, bytes) else value

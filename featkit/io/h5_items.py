@@ -32,20 +32,20 @@ def find(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     Only hard links are followed, and the links of an index to its shards. Raises BadInputError for any other link, and
     h5py's errors on damage.
     """
-    at: Any = file.id
+    node: Any = file.id
     for part in name.split("/"):
         if part in ("", "."):
             continue
         key = part.encode("utf-8", ESCAPED)
-        if not isinstance(at, h5py.h5g.GroupID) or not at.links.exists(key):
+        if not isinstance(node, h5py.h5g.GroupID) or not node.links.exists(key):
             return None
-        at = _followed(file, at, key, name)
-    if isinstance(at, h5py.h5d.DatasetID):
-        return h5py.Dataset(at)
-    return h5py.Group(at) if isinstance(at, h5py.h5g.GroupID) else None
+        node = _open_link(file, node, key, name)
+    if isinstance(node, h5py.h5d.DatasetID):
+        return h5py.Dataset(node)
+    return h5py.Group(node) if isinstance(node, h5py.h5g.GroupID) else None
 
 
-def _followed(file: h5py.Group, group: h5py.h5g.GroupID, key: bytes, name: str) -> Any:
+def _open_link(file: h5py.Group, group: h5py.h5g.GroupID, key: bytes, name: str) -> Any:
     kind = group.links.get_info(key).type
     if kind == h5py.h5l.TYPE_HARD:
         return h5py.h5o.open(group, key)
@@ -53,11 +53,11 @@ def _followed(file: h5py.Group, group: h5py.h5g.GroupID, key: bytes, name: str) 
         shard = Path(file.filename).parent / group.links.get_val(key)[0].decode("utf-8", ESCAPED)
         if not shard.is_file():  # HDF5 would wait for a pipe
             raise BadInputError(f"{shard}: this shard of {file.filename} is missing; bring it back")
-        return h5py.h5o.open(group, key, lapl=_one_step())
-    raise BadInputError(_links_elsewhere(file, name))
+        return h5py.h5o.open(group, key, lapl=_single_link_access())
+    raise BadInputError(_link_refusal(file, name))
 
 
-def _links_elsewhere(file: h5py.Group, name: str) -> str:
+def _link_refusal(file: h5py.Group, name: str) -> str:
     return (
         f"{file.file.filename}: {name!r} is a link to another place or file, which is not followed;"
         " copy the items themselves into one file"
@@ -65,7 +65,7 @@ def _links_elsewhere(file: h5py.Group, name: str) -> str:
 
 
 @functools.cache
-def _one_step() -> Any:
+def _single_link_access() -> Any:
     """HDF5 link access that follows the index's link and no further one."""
     access = h5py.h5p.create(h5py.h5p.LINK_ACCESS)
     access.set_nlinks(1)
@@ -78,20 +78,20 @@ def walk(file: h5py.File, dataset: str) -> Iterator[tuple[str, h5py.Group]]:
     Does not include groups in an index's shards. Raises BadInputError for links to other places and for a group that is
     reached twice (such a file may have exponentially many paths), and h5py's errors on damage.
     """
-    linked, wanted, seen = LINKED in file.attrs, dataset.encode(), set()
+    linked, dataset_key, seen = LINKED in file.attrs, dataset.encode(), set()
 
-    def look_into(group: h5py.h5g.GroupID, above: bytes) -> Iterator[tuple[str, h5py.Group]]:
+    def walk_group(group: h5py.h5g.GroupID, prefix: bytes) -> Iterator[tuple[str, h5py.Group]]:
         for key in group:
             kind = group.links.get_info(key).type
-            name = (above + key).decode("utf-8", ESCAPED)
+            name = (prefix + key).decode("utf-8", ESCAPED)
             if linked and kind == h5py.h5l.TYPE_EXTERNAL:
                 continue
             if kind != h5py.h5l.TYPE_HARD:
-                raise BadInputError(_links_elsewhere(file, name))
+                raise BadInputError(_link_refusal(file, name))
             item = h5py.h5o.open(group, key)
             if not isinstance(item, h5py.h5g.GroupID):
                 continue
-            if item.links.exists(wanted):
+            if item.links.exists(dataset_key):
                 yield name, h5py.Group(item)
                 continue
             if (address := h5py.h5o.get_info(item).addr) in seen:
@@ -99,9 +99,9 @@ def walk(file: h5py.File, dataset: str) -> Iterator[tuple[str, h5py.Group]]:
                     f"{file.filename}: the group {name!r} has two names; copy each item once into a new file"
                 )
             seen.add(address)
-            yield from look_into(item, above + key + b"/")
+            yield from walk_group(item, prefix + key + b"/")
 
-    yield from look_into(file["/"].id, b"")
+    yield from walk_group(file["/"].id, b"")
 
 
 def has(group: h5py.Group, name: str) -> bool:
@@ -119,28 +119,28 @@ def array_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None 
 
 def dataset_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None = None) -> h5py.Dataset:
     """A dataset that is safe to read; arguments and errors as for `array_of`."""
-    found = find(group, name)
-    where = _place(group, name)
-    if not isinstance(found, h5py.Dataset):
+    dataset = find(group, name)
+    where = _describe_place(group, name)
+    if not isinstance(dataset, h5py.Dataset):
         raise BadInputError(f"{where} is missing, or not an array; make the file again")
-    if found.dtype.kind not in kinds:
+    if dataset.dtype.kind not in kinds:
         wanted = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds))
-        raise BadInputError(f"{where} holds {found.dtype}, not {wanted}; make the file again")
-    if ndim is not None and len(found.shape or ()) != ndim:
-        raise BadInputError(f"{where} has the shape {found.shape}, but needs {ndim} axes; make the file again")
-    refuse_unreal(found, where)
-    return found
+        raise BadInputError(f"{where} holds {dataset.dtype}, not {wanted}; make the file again")
+    if ndim is not None and len(dataset.shape or ()) != ndim:
+        raise BadInputError(f"{where} has the shape {dataset.shape}, but needs {ndim} axes; make the file again")
+    refuse_unreal(dataset, where)
+    return dataset
 
 
 def refuse_unreal(dataset: h5py.Dataset, where: str) -> None:
     """Raise BadInputError for a dataset whose content is in other files, or missing."""
-    made = dataset.id.get_create_plist()
-    if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
+    creation = dataset.id.get_create_plist()
+    if creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count():
         raise BadInputError(f"{where} has its content in other files, which are not read; copy it into this file")
     announced = dataset.size * dataset.dtype.itemsize if dataset.shape is not None else 0
     block = int(np.prod(dataset.chunks, dtype=np.float64)) * dataset.dtype.itemsize if dataset.chunks else 0
     stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
-    if max(announced, block) > max(FLOOR_BYTES, stored * (MAX_RATIO if made.get_nfilters() else 1)):
+    if max(announced, block) > max(FLOOR_BYTES, stored * (MAX_RATIO if creation.get_nfilters() else 1)):
         raise BadInputError(
             f"{where} announces {max(announced, block):,} bytes, of which {stored:,} are in the file; make it again"
         )
@@ -159,9 +159,9 @@ def check_item(item: h5py.Group) -> None:
     for key in item.id:
         name = key.decode("utf-8", ESCAPED)
         if isinstance(found := find(item, name), h5py.Dataset):
-            refuse_unreal(found, _place(item, name))
+            refuse_unreal(found, _describe_place(item, name))
 
 
-def _place(group: h5py.Group, name: str) -> str:
+def _describe_place(group: h5py.Group, name: str) -> str:
     above = (group.name or "").strip("/")
     return f"{group.file.filename}: {name!r}" + (f" of {above!r}" if above else "")

@@ -47,7 +47,7 @@ def journal_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.journal")
 
 
-def put_back(path: Path) -> None:
+def roll_back(path: Path) -> None:
     """Roll back the unfinished write of a killed process, if there is one.
 
     Raises BlockingIOError while another process writes or reads, OSError if the file is not writable.
@@ -102,7 +102,7 @@ class JournalledFile:
 
         HDF5 is not informed, as it cannot undo a partial change or close its file after one. Writers check this."""
         self._journal_path = journal_of(path)
-        self._has_begun = False
+        self._has_header = False
         with contextlib.ExitStack() as undo:
             self._file = undo.enter_context(FileIO(path, "r+"))
             if not _lock(self._file) and must_lock:
@@ -110,8 +110,8 @@ class JournalledFile:
             if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
                 raise BlockingIOError(errno.EAGAIN, "replaced meanwhile")
             self._journal = undo.enter_context(_open_journal(self._journal_path, "a+"))
-            _undo(self._file, self._journal)
-            self._size = self._kept_from = self._file.seek(0, SEEK_END)
+            _restore(self._file, self._journal)
+            self._size = self._old_content_end = self._file.seek(0, SEEK_END)
             undo.pop_all()
         # FileIO's own methods: a signal handler, which may raise, never runs inside them
         self.seek, self.tell, self.readinto = self._file.seek, self._file.tell, self._file.readinto
@@ -124,21 +124,21 @@ class JournalledFile:
 
     def write(self, data: memoryview) -> int:
         view = memoryview(data).cast("B")
-        self._unless_refused(self._write, view)
+        self._apply_unless_refused(self._write, view)
         return len(view)
 
     def truncate(self, size: int) -> int:
-        self._unless_refused(self._truncate, size)
+        self._apply_unless_refused(self._truncate, size)
         return size
 
     def flush(self) -> None:
         """Commit what was written. HDF5 calls this after writing all of its buffers."""
-        self._unless_refused(self._flush)
+        self._apply_unless_refused(self._flush)
 
     def close(self) -> None:
         """Discard what was written since the last flush."""
         try:
-            _undo(self._file, self._journal)
+            _restore(self._file, self._journal)
             self._file.truncate(min(self._size, self._file.seek(0, SEEK_END)))
             self._journal.close()
             with contextlib.suppress(OSError):  # another user's folder: it is empty
@@ -147,7 +147,7 @@ class JournalledFile:
             self._journal.close()
             self._file.close()  # and with it the lock, last
 
-    def _unless_refused(self, change: Callable[..., None], *arguments: Any) -> None:
+    def _apply_unless_refused(self, change: Callable[..., None], *arguments: Any) -> None:
         if self.refused is None:
             try:
                 change(*arguments)
@@ -156,70 +156,70 @@ class JournalledFile:
 
     def _write(self, view: memoryview) -> None:
         where = self._file.tell()
-        self._keep(where, where + len(view))
+        self._save_old_content(where, where + len(view))
         self._file.seek(where)
         _write_all(self._file, view)
 
     def _truncate(self, size: int) -> None:
-        self._keep(size, self._kept_from)
-        self._kept_from = min(self._kept_from, size)
+        self._save_old_content(size, self._old_content_end)
+        self._old_content_end = min(self._old_content_end, size)
         self._file.truncate(size)
 
     def _flush(self) -> None:
         self._journal.truncate(0)
-        self._has_begun = False
-        self._size = self._kept_from = self._file.seek(0, SEEK_END)
+        self._has_header = False
+        self._size = self._old_content_end = self._file.seek(0, SEEK_END)
 
-    def _keep(self, start: int, end: int) -> None:
+    def _save_old_content(self, start: int, end: int) -> None:
         """Copy the content between two offsets, as of the last flush, to the journal."""
-        end = min(end, self._kept_from)
+        end = min(end, self._old_content_end)
         if start >= end:
             return
-        if not self._has_begun:
-            self._has_begun = True
-            ends = _ends_before(self._file, self._journal, [], self._size)
+        if not self._has_header:
+            self._has_header = True
+            ends = _checksum_of_ends(self._file, self._journal, [], self._size)
             _write_all(self._journal, HEADER.pack(MAGIC, self._size, ends))
         old = _read(self._file, start, end - start)
         _write_all(self._journal, RECORD.pack(start, len(old)) + old)
 
 
-def _undo(file: FileIO, journal: FileIO) -> None:
+def _restore(file: FileIO, journal: FileIO) -> None:
     """Restore the content in the journal, unless it belongs to another file; then empty the journal."""
     header = _read(journal, 0, HEADER.size)
     if len(header) == HEADER.size:
         magic, size, ends = HEADER.unpack(header)
-        records = list(_records(journal))
-        if magic == MAGIC and size < 1 << 63 and _ends_before(file, journal, records, size) == ends:
-            for where, place, length in reversed(records):  # the first copy of bytes overwritten twice wins
+        records = list(_read_records(journal))
+        if magic == MAGIC and size < 1 << 63 and _checksum_of_ends(file, journal, records, size) == ends:
+            for where, position, length in reversed(records):  # the first copy of bytes overwritten twice wins
                 file.seek(where)
-                _write_all(file, _read(journal, place, length))
+                _write_all(file, _read(journal, position, length))
             file.truncate(size)
     journal.truncate(0)
 
 
-def _records(journal: FileIO) -> Iterator[tuple[int, int, int]]:
+def _read_records(journal: FileIO) -> Iterator[tuple[int, int, int]]:
     """(offset in the file, offset in the journal, length) of every record. A truncated one is left out: what it would
     have saved has not been overwritten yet."""
-    place, end = HEADER.size, journal.seek(0, SEEK_END)
-    while place + RECORD.size <= end:
-        where, length = RECORD.unpack(_read(journal, place, RECORD.size))
-        place += RECORD.size
-        if place + length > end:
+    position, end = HEADER.size, journal.seek(0, SEEK_END)
+    while position + RECORD.size <= end:
+        where, length = RECORD.unpack(_read(journal, position, RECORD.size))
+        position += RECORD.size
+        if position + length > end:
             return
-        yield where, place, length
-        place += length
+        yield where, position, length
+        position += length
 
 
-def _ends_before(file: FileIO, journal: FileIO, records: list[tuple[int, int, int]], size: int) -> int:
+def _checksum_of_ends(file: FileIO, journal: FileIO, records: list[tuple[int, int, int]], size: int) -> int:
     """Checksum of the first and last bytes of a file of this size, as if all records were restored."""
     checksum = 0
     for start, end in ((0, min(END, size)), (max(0, size - END), size)):
-        before = bytearray(_read(file, start, end - start).ljust(end - start, b"\0"))
-        for where, place, length in reversed(records):
+        content = bytearray(_read(file, start, end - start).ljust(end - start, b"\0"))
+        for where, position, length in reversed(records):
             first, last = max(start, where), min(end, where + length)
             if first < last:
-                before[first - start : last - start] = _read(journal, place + first - where, last - first)
-        checksum = zlib.crc32(before, checksum)
+                content[first - start : last - start] = _read(journal, position + first - where, last - first)
+        checksum = zlib.crc32(content, checksum)
     return checksum
 
 
@@ -276,14 +276,14 @@ def journalled(path: Path) -> Iterator[h5py.File]:
                 file = JournalledStore(path, disk)
             try:
                 yield file
-                told = disk.refused  # already raised by `counted`, and handled
+                handled = disk.refused  # already raised by `raising_refusal`, and handled
             except BaseException as error:
                 disk.refused = disk.refused or error
                 raise
             finally:
                 with finish_first(), contextlib.suppress(*(DAMAGE if disk.refused is not None else ())):
                     file.close()
-            if disk.refused is not None and disk.refused is not told:
+            if disk.refused is not None and disk.refused is not handled:
                 raise disk.refused
     except Exception as error:
         _raise_refusal(path, disk.refused or error)
@@ -312,7 +312,7 @@ def _raise_refusal(path: Path, error: BaseException) -> None:
 
 
 @contextmanager
-def counted(file: h5py.File) -> Iterator[None]:
+def raising_refusal(file: h5py.File) -> Iterator[None]:
     """Context for writing one item, including its flush. Raises the first error, of an earlier item, this item or the
     disk (of which HDF5 is not informed). After it nothing is written, as a flush would commit a partial item."""
     if not isinstance(file, JournalledStore):

@@ -39,7 +39,7 @@ class Spelling:
         self._names = names
 
     @cached_property
-    def _known(self) -> tuple[set[str], dict[str, str]]:
+    def _own_and_composed(self) -> tuple[set[str], dict[str, str]]:
         own = set(self._names())
         composed: dict[str, str] = {}
         for name in sorted(own):
@@ -50,15 +50,15 @@ class Spelling:
     def __call__(self, name: str) -> str:
         if name.isascii():
             return name
-        own, composed = self._known
+        own, composed = self._own_and_composed
         return name if name in own else composed.get(unicodedata.normalize("NFC", name), name)
 
 
 def respelled(listed: Mapping[str, T], names: Callable[[], Iterable[str]]) -> dict[str, T]:
     """A list with the images' own names (`Spelling`). If a name occurs in both forms, the images' own is used."""
     spelled = Spelling(names)
-    found = {spelled(name): value for name, value in listed.items()}
-    return found | {name: value for name, value in listed.items() if name in found}
+    by_own_name = {spelled(name): value for name, value in listed.items()}
+    return by_own_name | {name: value for name, value in listed.items() if name in by_own_name}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -114,16 +114,16 @@ def write_pairs(
 
 def format_pairs(pairs: Iterable[Pair]) -> str:
     """The content of pairs.txt. Raises BadInputError for a name that cannot be written to a text file."""
-    listed = list(pairs)
-    names = [name for pair in listed for name in (pair.name0, pair.name1)]
+    all_pairs = list(pairs)
+    names = [name for pair in all_pairs for name in (pair.name0, pair.name1)]
     for name in names:
-        if not _survives(name):
+        if not _is_readable_name(name):
             raise BadInputError(f"image name {name!r} cannot be used in a text file (tab, leading '#', ...); rename it")
     separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
-    return "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed)
+    return "".join(f"{p.name0}{separator}{p.name1}\n" for p in all_pairs)
 
 
-def _survives(name: str) -> bool:
+def _is_readable_name(name: str) -> bool:
     """Whether a name can be read back from a text file: no tab, line break, zero byte, leading # or outer space."""
     return (
         name == name.strip()
@@ -166,7 +166,7 @@ def read_poses(path: Path) -> dict[str, Pose]:
         fields = line.rsplit(maxsplit=7)
         if len(fields) != 8:
             raise BadInputError(f"{path}:{number}: expected `name qw qx qy qz tx ty tz`")
-        values = _numbers(path, number, fields[1:])
+        values = _parse_numbers(path, number, fields[1:])
         norm = float(np.linalg.norm(values[:4]))
         if not 0.5 < norm < 2.0:
             raise BadInputError(f"{path}:{number}: the quaternion of {fields[0]!r} has length {norm:.3g}, not 1")
@@ -208,8 +208,8 @@ def parse_intrinsics(text: str, where: str) -> Intrinsics:
         params = tuple(float(field) for field in fields[3:])
     except ValueError:
         raise BadInputError(f"{where}: width and height must be integers, parameters must be numbers") from None
-    sensible = min(width, height) > 0 and max(width, height) <= LARGEST_SIDE
-    fault = None if sensible else f"width and height must be positive, up to {LARGEST_SIDE:,}"
+    is_size_valid = min(width, height) > 0 and max(width, height) <= LARGEST_SIDE
+    fault = None if is_size_valid else f"width and height must be positive, up to {LARGEST_SIDE:,}"
     fault = fault or camera_fault(model, (width, height), params)
     if fault:
         raise BadInputError(
@@ -231,7 +231,7 @@ def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
     Raises BadInputError.
     """
     cameras: dict[str, Intrinsics] = {}
-    for number, name, camera in _csv_rows(path) if path.suffix.lower() == ".csv" else _listed(path):
+    for number, name, camera in _csv_rows(path) if path.suffix.lower() == ".csv" else _list_rows(path):
         if not name:
             raise BadInputError(f"{path}:{number}: expected `name MODEL width height params...`")
         if name in cameras:
@@ -242,7 +242,7 @@ def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
     return cameras
 
 
-def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
+def _list_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """(line number, name, rest) of the lines of a list."""
     for number, line in read_lines(path):
         yield number, *_split_name(line)
@@ -273,7 +273,7 @@ def _split_name(line: str) -> tuple[str, str]:
     return (name, rest[0]) if rest else ("", "")
 
 
-def _numbers(path: Path, number: int, fields: list[str]) -> np.ndarray:
+def _parse_numbers(path: Path, number: int, fields: list[str]) -> np.ndarray:
     try:
         values = np.array([float(field) for field in fields])
     except ValueError:
@@ -301,19 +301,19 @@ EXPECTED = "`name,lat,lon` or `name,lat,lon,alt` expected (degrees north and eas
 
 def read_gps_csv(path: Path) -> dict[str, Geodetic]:
     """Positions by image name. An image with empty coordinates has none. Raises BadInputError."""
-    places: dict[str, int] | None = None
+    columns: dict[str, int] | None = None
     positions: dict[str, Geodetic] = {}
     for number, line in read_lines(path):
         where = f"{path}:{number}"
-        fields = [field.strip() for field in _fields(line, where)]
-        if places is None:
-            places = _header(fields)
-            if places is not None:
+        fields = [field.strip() for field in _split_csv_line(line, where)]
+        if columns is None:
+            columns = _column_indices(fields)
+            if columns is not None:
                 continue
-            places = {"name": 0, "lat": 1, "lon": 2, "alt": 3}
+            columns = {"name": 0, "lat": 1, "lon": 2, "alt": 3}
             if len(fields) not in (3, 4):
                 raise BadInputError(f"{where}: {EXPECTED}")
-        name, position = _row(fields, places, where)
+        name, position = _parse_gps_row(fields, columns, where)
         if name in positions:
             raise BadInputError(f"{where}: {name!r} already has a position")
         if position is not None:
@@ -323,27 +323,27 @@ def read_gps_csv(path: Path) -> dict[str, Geodetic]:
     return positions
 
 
-def _fields(line: str, where: str) -> list[str]:
+def _split_csv_line(line: str, where: str) -> list[str]:
     try:
         return next(csv.reader([line], skipinitialspace=True, strict=True))
     except (csv.Error, StopIteration):
         raise BadInputError(f"{where}: not a line of comma-separated values; {EXPECTED}") from None
 
 
-def _header(fields: list[str]) -> dict[str, int] | None:
+def _column_indices(fields: list[str]) -> dict[str, int] | None:
     """Column indices, if the line is a header with name, latitude and longitude; otherwise None."""
     lowered = [field.lower() for field in fields]
-    places = {key: next((lowered.index(n) for n in names if n in lowered), -1) for key, names in COLUMNS.items()}
-    return places if min(places["name"], places["lat"], places["lon"]) >= 0 else None
+    columns = {key: next((lowered.index(n) for n in names if n in lowered), -1) for key, names in COLUMNS.items()}
+    return columns if min(columns["name"], columns["lat"], columns["lon"]) >= 0 else None
 
 
-def _row(fields: list[str], places: dict[str, int], where: str) -> tuple[str, Geodetic | None]:
-    needed = max(places["name"], places["lat"], places["lon"])
-    if len(fields) <= needed or not fields[places["name"]]:
+def _parse_gps_row(fields: list[str], columns: dict[str, int], where: str) -> tuple[str, Geodetic | None]:
+    needed = max(columns["name"], columns["lat"], columns["lon"])
+    if len(fields) <= needed or not fields[columns["name"]]:
         raise BadInputError(f"{where}: {EXPECTED}")
-    name = fields[places["name"]].removeprefix("./")
-    latitude, longitude = _number(fields[places["lat"]], where), _number(fields[places["lon"]], where)
-    altitude = _number(fields[places["alt"]], where) if 0 <= places["alt"] < len(fields) else None
+    name = fields[columns["name"]].removeprefix("./")
+    latitude, longitude = _parse_number(fields[columns["lat"]], where), _parse_number(fields[columns["lon"]], where)
+    altitude = _parse_number(fields[columns["alt"]], where) if 0 <= columns["alt"] < len(fields) else None
     if latitude is None and longitude is None:
         return name, None
     if latitude is None or longitude is None:
@@ -353,7 +353,7 @@ def _row(fields: list[str], places: dict[str, int], where: str) -> tuple[str, Ge
     return name, Geodetic(latitude, longitude, altitude)
 
 
-def _number(field: str, where: str) -> float | None:
+def _parse_number(field: str, where: str) -> float | None:
     """The number in a field; None if it is empty. Raises BadInputError unless it is a finite number."""
     if not field:
         return None

@@ -42,14 +42,14 @@ def check(path: Path) -> Checked:
     Raises BadInputError if the file cannot be opened at all or holds neither features nor matches.
     """
     with h5.reading(path) as file:
-        kind = _kind(file, path)
+        kind = _store_kind(file, path)
         linked = links.linked_items(file)
-        own = h5.groups_with(file, links.ITEM_OF[kind])
+        in_this_file = h5.groups_with(file, links.ITEM_OF[kind])
         shards = {links.shard_of(file, name) for name in linked}
         whole, broken = [], []
-        with progress("check", len(own) + len(linked), "items") as advance:
-            for name in sorted(own + linked):
-                reason = _what_is_wrong(file, path, kind, name)
+        with progress("check", len(in_this_file) + len(linked), "items") as advance:
+            for name in sorted(in_this_file + linked):
+                reason = _find_fault(file, path, kind, name)
                 if reason is None:
                     whole.append(name)
                 else:
@@ -58,14 +58,14 @@ def check(path: Path) -> Checked:
     return Checked(path, kind, tuple(whole), tuple(broken), len(shards))
 
 
-def _kind(file: h5py.File, path: Path) -> str:
+def _store_kind(file: h5py.File, path: Path) -> str:
     kind = h5.kind_of(file, "features")
     if kind not in links.ITEM_OF:
         raise BadInputError(f"{path}: holds {kind}; expected features or matches")
     return kind
 
 
-def _what_is_wrong(file: h5py.File, path: Path, kind: str, name: str) -> str | None:
+def _find_fault(file: h5py.File, path: Path, kind: str, name: str) -> str | None:
     try:
         links.refuse_missing(file, name)
         if "format" in file.attrs and not h5.is_complete(file, name):

@@ -74,11 +74,11 @@ class MatchStore:
     @explains_damage
     def pairs(self) -> list[Pair]:
         """All pairs with complete matches, sorted. Names are taken from the attributes that featkit writes."""
-        own = (item for _, item in h5.groups(self._file, "matches0", whole=True))
+        in_this_file = (item for _, item in h5.groups(self._file, "matches0", whole=True))
         keys = (key for key in shards.linked_items(self._file) if h5.is_complete(self._file, key))
         linked = (self._group(key) for key in keys)
-        named = (item for item in chain(own, linked) if "name0" in item.attrs)
-        return sorted(Pair(str(attribute(item, "name0")), str(attribute(item, "name1"))) for item in named)
+        with_names = (item for item in chain(in_this_file, linked) if "name0" in item.attrs)
+        return sorted(Pair(str(attribute(item, "name0")), str(attribute(item, "name1"))) for item in with_names)
 
     @explains_damage
     def read(self, pair: Pair) -> Matches:
@@ -86,11 +86,11 @@ class MatchStore:
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
             key = pair_key(stored)
             shards.refuse_missing(self._file, key)
-            if find(self._file, key) is not None and self._is_of(key, stored):
+            if find(self._file, key) is not None and self._has_names(key, stored):
                 self._refuse_other_features(key, pair, swapped)
-                found = self._read(key)
-                self._refuse_wrong_indices(found, pair, swapped)
-                return self._swapped(found, key) if swapped else found
+                matches = self._read(key)
+                self._refuse_wrong_indices(matches, pair, swapped)
+                return self._invert(matches, key) if swapped else matches
         raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
 
     @explains_damage
@@ -158,7 +158,7 @@ class MatchStore:
         for pair in pairs:
             for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
                 key = pair_key(stored)
-                if find(self._file, key) is not None and self._is_of(key, stored):
+                if find(self._file, key) is not None and self._has_names(key, stored):
                     self._refuse_other_features(key, pair, swapped)
 
     def _refuse_other_features(self, key: str, pair: Pair, swapped: bool) -> None:
@@ -169,44 +169,44 @@ class MatchStore:
         for side, (name, digest) in enumerate(
             zip((pair.name0, pair.name1), reversed(stored) if swapped else stored, strict=True)
         ):
-            if digest and digest != self._digest(side, name):
+            if digest and digest != self._cached_digest(side, name):
                 raise BadInputError(
                     f"{self.path}: the matches of {pair.name0!r} and {pair.name1!r} were made from other features of"
                     f" {name!r} than those in {self._features[side].path}; match again, or give the original features"
                 )
 
-    def _refuse_wrong_indices(self, found: Matches, pair: Pair, swapped: bool) -> None:
+    def _refuse_wrong_indices(self, matches: Matches, pair: Pair, swapped: bool) -> None:
         """Refuse indices beyond an image's keypoints, which would crash native code or match something else."""
-        rows, largest = len(found.matches0), int(found.matches0.max(initial=-1))
+        rows, largest = len(matches.matches0), int(matches.matches0.max(initial=-1))
         names = (pair.name1, pair.name0) if swapped else (pair.name0, pair.name1)
         counts = (rows, MAX_KEYPOINTS)
         if self._features is not None:
             sides = (1, 0) if swapped else (0, 1)
-            counts = (self._count(sides[0], names[0]), self._count(sides[1], names[1]))
+            counts = (self._cached_count(sides[0], names[0]), self._cached_count(sides[1], names[1]))
         if largest >= counts[1] or rows != counts[0]:
             raise BadInputError(
                 f"{self.path}: the matches of {names[0]!r} and {names[1]!r} do not fit their {counts[0]:,} and"
                 f" {counts[1]:,} keypoints ({rows:,} rows, indices up to {largest:,}); match these features again"
             )
 
-    def _digest(self, side: int, name: str) -> str:
+    def _cached_digest(self, side: int, name: str) -> str:
         assert self._features is not None
         if name not in self._digests[side]:
             self._digests[side][name] = self._features[side].digest(name)
         return self._digests[side][name]
 
-    def _count(self, side: int, name: str) -> int:
+    def _cached_count(self, side: int, name: str) -> int:
         assert self._features is not None
         if name not in self._counts[side]:
             self._counts[side][name] = self._features[side].count(name)
         return self._counts[side][name]
 
-    def _is_of(self, key: str, pair: Pair) -> bool:
+    def _has_names(self, key: str, pair: Pair) -> bool:
         """Whether a group has these names, not others with the same key; for hloc's files this is assumed."""
         group = self._group(key)
         return Pair(attribute(group, "name0", pair.name0), attribute(group, "name1", pair.name1)) == pair
 
-    def _swapped(self, matches: Matches, key: str) -> Matches:
+    def _invert(self, matches: Matches, key: str) -> Matches:
         """Matches from image 1 to image 0. For hloc's files, without a keypoint count, rows end at the last match."""
         forward = matches.as_index_pairs()
         size = int(forward[:, 1].max()) + 1 if len(forward) else 0
@@ -232,7 +232,7 @@ class TextMatches(MatchStore):
         """Read the whole file. Raises BadInputError that names the line."""
         self.path, self._features = path, features
         self._counts = ({}, {})
-        self._found = read_match_list(path)
+        self._matches = read_match_list(path)
 
     def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
         """No: the text does not say which features it was made of."""
@@ -240,7 +240,7 @@ class TextMatches(MatchStore):
 
     def pairs(self) -> list[Pair]:
         """All pairs of the file, sorted."""
-        return sorted(self._found)
+        return sorted(self._matches)
 
     def attributes(self) -> dict:
         """Nothing: a text says nothing of itself."""
@@ -251,14 +251,14 @@ class TextMatches(MatchStore):
 
     def read(self, pair: Pair) -> Matches:
         """Matches of a pair, stored in either order of names. Raises BadInputError."""
-        swapped = pair not in self._found
-        rows = self._found.get(Pair(pair.name1, pair.name0) if swapped else pair)
+        swapped = pair not in self._matches
+        rows = self._matches.get(Pair(pair.name1, pair.name0) if swapped else pair)
         if rows is None:
             raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
         rows = rows[:, ::-1] if swapped else rows
         counts = rows.max(axis=0, initial=-1) + 1
         if self._features is not None:
-            counts = [self._count(side, name) for side, name in enumerate((pair.name0, pair.name1))]
+            counts = [self._cached_count(side, name) for side, name in enumerate((pair.name0, pair.name1))]
         if (rows.max(axis=0, initial=-1) >= counts).any():
             raise BadInputError(
                 f"{self.path}: the matches of {pair.name0!r} and {pair.name1!r} do not fit their {counts[0]:,} and"
@@ -271,7 +271,7 @@ class TextMatches(MatchStore):
 
 def read_match_list(path: Path) -> dict[Pair, Int32[np.ndarray, "m 2"]]:
     """Index pairs of each pair of images; see `TextMatches`. Raises BadInputError that names the line."""
-    found: dict[Pair, Int32[np.ndarray, "m 2"]] = {}
+    matches: dict[Pair, Int32[np.ndarray, "m 2"]] = {}
     pair: Pair | None = None
     rows = array("i")  # a file may have millions
     for number, line in chain(read_lines(path, empty=True), [(0, "")]):
@@ -280,23 +280,25 @@ def read_match_list(path: Path) -> dict[Pair, Int32[np.ndarray, "m 2"]]:
             if len(names) != 2 or not all(names):
                 raise BadInputError(f"{path}:{number}: two image names expected, and an empty line after each pair")
             pair, rows = Pair(*names), array("i")
-            if pair in found or Pair(pair.name1, pair.name0) in found or pair.name0 == pair.name1:
+            if pair in matches or Pair(pair.name1, pair.name0) in matches or pair.name0 == pair.name1:
                 raise BadInputError(f"{path}:{number}: {pair.name0!r} and {pair.name1!r}: twice in it, or one image")
         elif line:
             indices = line.split()
-            if len(indices) != 2 or not all(len(one) < 10 and one.isascii() and one.isdigit() for one in indices):
+            if len(indices) != 2 or not all(
+                len(field) < 10 and field.isascii() and field.isdigit() for field in indices
+            ):
                 raise BadInputError(f"{path}:{number}: expected the indices of two keypoints, from 0")
             rows.extend(map(int, indices))
         elif pair is not None:
-            found[pair] = np.array(rows, np.int32).reshape(-1, 2)
-            if len(np.unique(found[pair][:, 0])) < len(found[pair]):
+            matches[pair] = np.array(rows, np.int32).reshape(-1, 2)
+            if len(np.unique(matches[pair][:, 0])) < len(matches[pair]):
                 raise BadInputError(
                     f"{path}: a keypoint of {pair.name0!r} has two matches in {pair.name1!r}; leave one"
                 )
             pair = None
-    if not found:
+    if not matches:
         raise BadInputError(f"{path}: no matches in it")
-    return found
+    return matches
 
 
 @contextmanager
@@ -308,14 +310,14 @@ def open_matches(
     features: the features that were matched (second_features: those of the second images, if separate). Matches of
     other features, or with indices beyond the keypoints, are then refused when they are read.
     """
-    both = None if features is None else (features, second_features or features)
+    both_stores = None if features is None else (features, second_features or features)
     if path.suffix == ".txt":
-        yield TextMatches(path, both)
+        yield TextMatches(path, both_stores)
         return
     with h5.reading(path) as file:
         if (kind := h5.kind_of(file, "matches")) != "matches":
             raise BadInputError(f"{path}: holds {kind}, not matches")
-        yield MatchStore(path, file, both)
+        yield MatchStore(path, file, both_stores)
 
 
 @contextmanager

@@ -35,11 +35,11 @@ def linked_items(file: h5py.File) -> list[str]:
     names: list[str] = []
     if is_index(file):
 
-        def visit(name: bytes, info: h5py.h5l.LinkInfo) -> None:
+        def collect_external(name: bytes, info: h5py.h5l.LinkInfo) -> None:
             if info.type == h5py.h5l.TYPE_EXTERNAL:
                 names.append(name.decode())
 
-        file.id.links.visit(visit, info=True)
+        file.id.links.visit(collect_external, info=True)
     return sorted(names)
 
 
@@ -67,8 +67,8 @@ def refuse_missing(file: h5py.File, name: str) -> None:
 
 def whole_items(file: h5py.File, kind: str) -> list[str]:
     """Names of all complete items, here or in shards, sorted."""
-    own = [name for name, _ in h5.groups(file, ITEM_OF[kind], whole=True)]
-    return sorted(own + linked_items(file))
+    in_this_file = [name for name, _ in h5.groups(file, ITEM_OF[kind], whole=True)]
+    return sorted(in_this_file + linked_items(file))
 
 
 def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | None = None) -> int:
@@ -87,12 +87,12 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
         for path, file in opened.items():
             check_alike(origin, file, path)
         owners = {name: path for name, path in store_of_each_item(opened).items() if only is None or name in only}
-        before = stack.enter_context(h5.reading(output)) if output.exists() else None
+        existing = stack.enter_context(h5.reading(output)) if output.exists() else None
         part = Path(stack.enter_context(writing(output)).name)
         with h5py.File(part, "w") as index:
             copy_attributes(origin, index)
-            if before is not None:
-                _copy(before, index)
+            if existing is not None:
+                _copy_items(existing, index)
             for name, path in owners.items():
                 if name in index:
                     del index[name]
@@ -128,7 +128,7 @@ def check_alike(first: h5py.File, other: h5py.File, path: Path) -> None:
         )
 
 
-def _copy(old: h5py.Group, new: h5py.Group) -> None:
+def _copy_items(old: h5py.Group, new: h5py.Group) -> None:
     """Copy links as links, complete items unchanged, and nothing else."""
     for name in old:
         link = old.get(name, getlink=True)
@@ -140,4 +140,4 @@ def _copy(old: h5py.Group, new: h5py.Group) -> None:
             check_item(item)
             old.file.copy(item, new, name)
         else:
-            _copy(item, new.require_group(name))
+            _copy_items(item, new.require_group(name))

@@ -91,10 +91,10 @@ def estimate_pose(
     if answer is None:
         return None
     inlier = np.asarray(answer["inlier_mask"], dtype=bool)
-    return assessed(answer["cam_from_world"], camera, points2d, points3d, inlier, refinement)
+    return assess_pose(answer["cam_from_world"], camera, points2d, points3d, inlier, refinement)
 
 
-def assessed(
+def assess_pose(
     rigid: pycolmap.Rigid3d,
     camera: pycolmap.Camera,
     points2d: Float[np.ndarray, "n 2"],
@@ -254,16 +254,16 @@ class MapPoints:
         """Median reprojection error of the map's keypoints, px, and median of the longer side of its images, px."""
         names = self.names()
         squared, longer = [np.zeros(0)], []
-        for place in np.unique(np.linspace(0, len(names) - 1, SAMPLED_IMAGES).round().astype(int)):
-            image = self._images[names[place]]
+        for position in np.unique(np.linspace(0, len(names) - 1, SAMPLED_IMAGES).round().astype(int)):
+            image = self._images[names[position]]
             camera, points = self.model.cameras[image.camera_id], image.points2D
-            seen = [points[index] for index in image.get_observation_point2D_idxs()]
+            observed = [points[index] for index in image.get_observation_point2D_idxs()]
             longer.append(max(camera.width, camera.height))
-            if seen:
-                points2d, ids = np.array([p.xy for p in seen]), np.array([p.point3D_id for p in seen])
+            if observed:
+                points2d, ids = np.array([p.xy for p in observed]), np.array([p.point3D_id for p in observed])
                 squared.append(squared_residuals(image.cam_from_world(), camera, points2d, self.xyz(ids)))
-        found = np.concatenate(squared)
-        return float(np.sqrt(np.median(found))) if len(found) else 0.0, float(np.median(longer))
+        errors = np.concatenate(squared)
+        return float(np.sqrt(np.median(errors))) if len(errors) else 0.0, float(np.median(longer))
 
     def _read_points(self, name: str) -> Int[np.ndarray, " n"]:
         return point_ids(self._images[name])
@@ -284,8 +284,8 @@ class MapPoints:
         self, query: str, keypoints: Float[np.ndarray, "n 2"], partners: list[str], matches: MatchSource
     ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
         """Distinct 2D-3D matches of a query from its matches with map images: keypoint indices and point ids."""
-        found = [match.seen for match in partner_matches(query, partners, matches, self._points_of)]
-        unique = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
+        by_partner = [match.seen for match in partner_matches(query, partners, matches, self._points_of)]
+        unique = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *by_partner]), axis=0)
         return unique[:, 0], unique[:, 1]
 
     def xyz(self, ids: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m 3"]:
@@ -310,10 +310,12 @@ def partner_matches(
     query: str, partners: Sequence[str], matches: MatchSource, points_of: Callable[[str], Int[np.ndarray, " n"]]
 ) -> list[PartnerMatches]:
     """Matches of a query with each of its map images. points_of: for every keypoint of an image its point, or -1."""
-    found = []
+    by_partner = []
     for name in partners:
         pairs = matches.read(Pair(query, name)).as_index_pairs().astype(np.int64)
         ids = points_of(name)[pairs[:, 1]]
-        kept = ids >= 0
-        found.append(PartnerMatches(name, np.stack([pairs[kept, 0], ids[kept]], axis=1), pairs[kept, 1]))
-    return found
+        has_point = ids >= 0
+        by_partner.append(
+            PartnerMatches(name, np.stack([pairs[has_point, 0], ids[has_point]], axis=1), pairs[has_point, 1])
+        )
+    return by_partner

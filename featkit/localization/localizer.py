@@ -110,22 +110,22 @@ class Localizer:
         """
         self.config = config or LocalizerConfig()
         check_camera_config(self.config.localize.camera)
-        found = find_map(Path(map_folder), None if features is None else Path(features), number)
+        map_files = find_map(Path(map_folder), None if features is None else Path(features), number)
         self._device = device
-        self._method = extraction_method(config_of_features(found.features, workers=1), device=device)
+        self._method = extraction_method(config_of_features(map_files.features, workers=1), device=device)
         self._matcher: Matcher = resolve("matcher", self.config.matcher, self.config.matching, device).built
-        self._turn = threading.Lock()
+        self._matching_lock = threading.Lock()
         with ExitStack() as stack:
-            store = stack.enter_context(open_features(found.features))
+            store = stack.enter_context(open_features(map_files.features))
             if weights_for(self._matcher, store.extractor) and self.config.points_only:
                 raise UsageError(
                     f"points_only matches with points of several images at once; {self.config.matcher} needs the"
                     " keypoint positions in one image: use one or the other"
                 )
-            self._points = MapPoints(read_model(found.model), store)
-            self._warm = WarmFeatures(store, self._points, self.config.cache_mb * MIB, self.config.points_only)
+            self._points = MapPoints(read_model(map_files.model), store)
+            self._map_features = WarmFeatures(store, self._points, self.config.cache_mb * MIB, self.config.points_only)
             self._describe_map(store, stack)
-            self._open = stack.pop_all()
+            self._open_files = stack.pop_all()
 
     def _describe_map(self, store: FeatureStore, stack: ExitStack) -> None:
         config, names = self.config.retrieval, self._points.names()
@@ -170,11 +170,11 @@ class Localizer:
             is_panorama = camera.camera.model_name == SPHERE
             features = to_file_pixels(self._method, decoded, extract_decoded(self._method, decoded, is_panorama))
         assert features is not None
-        with self._turn:  # torch's thread count and the open file are shared
+        with self._matching_lock:  # torch's thread count and the open file are shared
             partners = self._retrieve(name, features)
-            found = self._match(name, features, partners) if partners else None
+            matches = self._match(name, features, partners) if partners else None
         pose = self.config.localize.pose
-        return localize_query(pose, name, camera, features.keypoints, partners, found, self._points)
+        return localize_query(pose, name, camera, features.keypoints, partners, matches, self._points)
 
     def _camera_of_pixels(self, name: str, image: DecodedImage, intrinsics: Intrinsics | None) -> QueryCamera:
         model, config = self._points.model, self.config.localize.camera
@@ -201,15 +201,15 @@ class Localizer:
         )
         return [self._index.names[index] for index in best[0][best[0] >= 0].tolist()]
 
-    def _match(self, name: str, features: Features, partners: Sequence[str]) -> FoundMatches:
-        query, warm = real_numbers(features), [self._warm.read(partner) for partner in partners]
+    def _match(self, name: str, features: Features, partners: Sequence[str]) -> MemoryMatches:
+        query, map_images = real_numbers(features), [self._map_features.read(partner) for partner in partners]
         if self.config.points_only:
-            points = PointsOnce.of(warm)
-            [found] = self._matcher.match([(query, points.features)])
-            by_image = points.by_image(found, len(warm))
+            points = DistinctPoints.of(map_images)
+            [matches] = self._matcher.match([(query, points.features)])
+            by_image = points.by_image(matches, len(map_images))
         else:
-            by_image = self._matcher.match([(query, image.features) for image in warm])
-        return FoundMatches({Pair(name, partner): m for partner, m in zip(partners, by_image, strict=True)})
+            by_image = self._matcher.match([(query, image.features) for image in map_images])
+        return MemoryMatches({Pair(name, partner): m for partner, m in zip(partners, by_image, strict=True)})
 
     @property
     def extract(self) -> Callable[[Path], Features] | None:
@@ -229,7 +229,7 @@ class Localizer:
 
     def close(self) -> None:
         """Close the map's files. The localizer cannot be used afterwards."""
-        self._open.close()
+        self._open_files.close()
 
     def __enter__(self) -> Localizer:
         return self
@@ -241,7 +241,7 @@ class Localizer:
 
 
 @dataclass(frozen=True)
-class FoundMatches:
+class MemoryMatches:
     """Matches in memory, with the interface of a matches.h5 store."""
 
     by_pair: dict[Pair, Matches]
@@ -263,7 +263,7 @@ class WarmImage:
 
 
 @dataclass(frozen=True)
-class PointsOnce:
+class DistinctPoints:
     """Distinct 3D points of several images, each with the descriptor of the first image that shows it.
 
     features: their descriptors; each keypoint position refers to its own image. image, index: (n + 1,) number of
@@ -275,25 +275,25 @@ class PointsOnce:
     index: Int[np.ndarray, " n1"]
 
     @classmethod
-    def of(cls, images: Sequence[WarmImage]) -> PointsOnce:
+    def of(cls, images: Sequence[WarmImage]) -> DistinctPoints:
         """images: one or more, with only keypoints that have a 3D point."""
         number = np.repeat(np.arange(len(images)), [len(image.features) for image in images])
         point_ids = np.concatenate([image.point_ids for image in images])
         first = np.sort(np.unique(point_ids, return_index=True)[1])
 
-        def joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+        def of_distinct(parts: Iterable[np.ndarray]) -> np.ndarray:
             return np.concatenate(list(parts))[first]
 
         features = replace(
             images[0].features,
-            keypoints=joined(image.features.keypoints for image in images),
-            descriptors=joined(image.features.descriptors for image in images),
-            scores=joined(image.features.scores for image in images),
+            keypoints=of_distinct(image.features.keypoints for image in images),
+            descriptors=of_distinct(image.features.descriptors for image in images),
+            scores=of_distinct(image.features.scores for image in images),
             scales=None,
             oris=None,
             from_seen=None,
         )
-        index = joined(image.index for image in images)
+        index = of_distinct(image.index for image in images)
         return cls(features, np.append(number[first], -1), np.append(index, -1))
 
     def by_image(self, matches: Matches, count: int) -> list[Matches]:
@@ -309,24 +309,29 @@ class WarmFeatures:
     """
 
     def __init__(self, store: FeatureStore, points: MapPoints, budget_bytes: int, points_only: bool):
-        self._store, self._point_ids, self._left, self._points_only = store, points.point_ids, budget_bytes, points_only
-        self._kept: OrderedDict[str, WarmImage] = OrderedDict()
+        self._store, self._point_ids, self._budget_left, self._points_only = (
+            store,
+            points.point_ids,
+            budget_bytes,
+            points_only,
+        )
+        self._cached: OrderedDict[str, WarmImage] = OrderedDict()
 
     def read(self, name: str) -> WarmImage:
         """Read a map image's features. Raises BadInputError if they are missing or damaged."""
-        if name in self._kept:
-            self._kept.move_to_end(name)
-            return self._kept[name]
+        if name in self._cached:
+            self._cached.move_to_end(name)
+            return self._cached[name]
         features, point_ids = self._store.read(name), self._point_ids(name)
         index = np.arange(len(features))
         if self._points_only:
             index = np.flatnonzero(point_ids >= 0)
             features = features.select(index)
         image = WarmImage(real_numbers(features), index, point_ids[index])
-        self._kept[name] = image
-        self._left -= _bytes(image.features)
-        while self._left < 0 and self._kept:
-            self._left += _bytes(self._kept.popitem(last=False)[1].features)
+        self._cached[name] = image
+        self._budget_left -= _num_bytes(image.features)
+        while self._budget_left < 0 and self._cached:
+            self._budget_left += _num_bytes(self._cached.popitem(last=False)[1].features)
         return image
 
 
@@ -336,6 +341,6 @@ def real_numbers(features: Features) -> Features:
     return features if is_packed(rows) else replace(features, descriptors=np.ascontiguousarray(rows, np.float32))
 
 
-def _bytes(features: Features) -> int:
+def _num_bytes(features: Features) -> int:
     arrays = (features.keypoints, features.descriptors, features.scores, features.scales, features.oris)
     return sum(array.nbytes for array in arrays if array is not None)

@@ -47,10 +47,10 @@ def query_camera(
     if listed is not None:
         if name not in listed:
             raise BadInputError(f"{name!r} is not in the list of intrinsics; add `{name} MODEL width height params...`")
-        return QueryCamera(_of_size(name, to_camera(listed[name]), images / name), "list")
+        return QueryCamera(_check_camera_of_file(name, to_camera(listed[name]), images / name), "list")
     if config.params is not None:
         return QueryCamera(infer_camera(images / name, config), "params")
-    return _of_map(infer_camera(images / name, config), model)
+    return _prefer_map_camera(infer_camera(images / name, config), model)
 
 
 def camera_of_pixels(
@@ -65,15 +65,15 @@ def camera_of_pixels(
     Raises BadInputError for intrinsics of a different size.
     """
     if intrinsics is not None:
-        return QueryCamera(_checked(name, to_camera(intrinsics), size), "list")
+        return QueryCamera(_check_camera_size(name, to_camera(intrinsics), size), "list")
     if config.params is not None:
         if fault := camera_fault(camera_models()[config.given_model], size, config.params):
             raise BadInputError(f"{name!r}: the given camera cannot be its own: {fault}")
         return QueryCamera(to_camera(Intrinsics(config.given_model, *size, config.params)), "params")
-    return _of_map(guessed_camera(config, size), model)
+    return _prefer_map_camera(guessed_camera(config, size), model)
 
 
-def _of_map(camera: pycolmap.Camera, model: pycolmap.Reconstruction) -> QueryCamera:
+def _prefer_map_camera(camera: pycolmap.Camera, model: pycolmap.Reconstruction) -> QueryCamera:
     """The map's camera if it has only one, of the same size; otherwise the inferred one."""
     same = [c for c in model.cameras.values() if (c.width, c.height) == (camera.width, camera.height)]
     if len(model.cameras) == 1 and same:  # refined in mapping, so better than EXIF
@@ -83,11 +83,11 @@ def _of_map(camera: pycolmap.Camera, model: pycolmap.Reconstruction) -> QueryCam
     return QueryCamera(camera, "exif" if camera.has_prior_focal_length else "guess")
 
 
-def _of_size(name: str, camera: pycolmap.Camera, path: Path) -> pycolmap.Camera:
-    return _checked(name, camera, stored_size(path))
+def _check_camera_of_file(name: str, camera: pycolmap.Camera, path: Path) -> pycolmap.Camera:
+    return _check_camera_size(name, camera, stored_size(path))
 
 
-def _checked(name: str, camera: pycolmap.Camera, size: tuple[int, int]) -> pycolmap.Camera:
+def _check_camera_size(name: str, camera: pycolmap.Camera, size: tuple[int, int]) -> pycolmap.Camera:
     if size != (camera.width, camera.height):
         raise BadInputError(
             f"{name!r} is {size[0]} x {size[1]}, its intrinsics are for {camera.width} x {camera.height}; correct them"
@@ -102,7 +102,7 @@ def _checked(name: str, camera: pycolmap.Camera, size: tuple[int, int]) -> pycol
 def pair_queries(
     query_features: Path,
     names: Sequence[str],
-    found: MapFiles,
+    map_files: MapFiles,
     config: VladConfig,
     num: int,
     output: Path,
@@ -113,8 +113,8 @@ def pair_queries(
 
     Queries without features (skipped images) get no pair. Returns None if there are no pairs at all.
     """
-    registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
-    with open_features(query_features) as queries, open_features(found.features) as database:
+    registered = sorted(image.name for image in read_model(map_files.model).images.values() if image.has_pose)
+    with open_features(query_features) as queries, open_features(map_files.features) as database:
         usable = [name for name in names if queries.has(name)]
         inputs = digest(
             str(num),
@@ -159,7 +159,7 @@ class GivenQueriesConfig(Config):
 
 
 def pair_queries_given(
-    files: Sequence[Path], query_features: Path, names: Sequence[str], found: MapFiles, num: int, output: Path
+    files: Sequence[Path], query_features: Path, names: Sequence[str], map_files: MapFiles, num: int, output: Path
 ) -> Path | None:
     """Like `pair_queries`, with descriptors from files.
 
@@ -167,7 +167,7 @@ def pair_queries_given(
     without a descriptor, and UsageError for three files.
     """
     check_files(files)
-    registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
+    registered = sorted(image.name for image in read_model(map_files.model).images.values() if image.has_pose)
     with open_features(query_features) as queries:
         usable = [name for name in names if queries.has(name)]
     config = GivenQueriesConfig(content=files_digest(files), num_retrieved=num)

@@ -25,12 +25,12 @@ from featkit.io.atomic import explained_by_disk
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, read_pairs
 from featkit.io.matches import MatchStore, open_matches
-from featkit.localization.absolute_pose import MapPoints, PoseEstimate, assessed
+from featkit.localization.absolute_pose import MapPoints, PoseEstimate, assess_pose
 from featkit.localization.queries import QueryCamera, query_camera
 from featkit.localization.stage import (
     LocalizeConfig,
     QueryResult,
-    known_of,
+    query_facts,
     refuse_none,
     without_features,
     write_results,
@@ -85,14 +85,14 @@ def run(
     localize: of it `camera` and of `pose` its ratios. output/queries.db, a COLMAP database of map and queries with
     the verified pairs of queries, is kept and used again while it is up to date.
     """
-    read = read_model(model)
+    reconstruction = read_model(model)
     results: dict[str, QueryResult] = {}
     waiting: dict[str, Query] = {}
     with open_features(map_features) as map_store, open_features(query_features) as query_store:
-        points = MapPoints(read, map_store)
-        known = set(points.names())
+        points = MapPoints(reconstruction, map_store)
+        registered_names = set(points.names())
         listed = [] if pairs is None or matches is None else read_pairs(pairs, directed=True)
-        usable = [pair for pair in listed if pair.name1 in known and query_store.has(pair.name0)]
+        usable = [pair for pair in listed if pair.name1 in registered_names and query_store.has(pair.name0)]
         partners: dict[str, list[str]] = {name: [] for name in names}
         for pair in usable:
             partners.setdefault(pair.name0, []).append(pair.name1)
@@ -100,21 +100,32 @@ def run(
             if not query_store.has(name):
                 results[name] = without_features(name, images)
                 continue
-            query = Query(query_camera(name, images, localize.camera, intrinsics, read), query_store.count(name))
-            facts, reason = known_of(name, query.camera, query.keypoints, partners[name])
+            query = Query(
+                query_camera(name, images, localize.camera, intrinsics, reconstruction), query_store.count(name)
+            )
+            facts, reason = query_facts(name, query.camera, query.keypoints, partners[name])
             if reason:
                 results[name] = QueryResult(reason=reason, matches_3d=0, **facts)
             else:
                 waiting[name] = query
         if waiting and matches is not None:
-            with open_matches(matches, query_store, map_store) as found:
-                asked = [pair for pair in usable if pair.name0 in waiting]
-                database = _database(config, read, model, waiting, query_store, found, asked, output / "queries.db")
+            with open_matches(matches, query_store, map_store) as match_store:
+                pairs_of_waiting = [pair for pair in usable if pair.name0 in waiting]
+                database = _build_database(
+                    config,
+                    reconstruction,
+                    model,
+                    waiting,
+                    query_store,
+                    match_store,
+                    pairs_of_waiting,
+                    output / "queries.db",
+                )
             _ = points.reprojection  # of the map alone
-            registered = _registered(config, read, database, list(waiting))
+            registered = _register_queries(config, reconstruction, database, list(waiting))
             for name, query in waiting.items():
-                facts, _ = known_of(name, query.camera, query.keypoints, partners[name])
-                results[name] = _result(config, localize, points, registered[name], facts)
+                facts, _ = query_facts(name, query.camera, query.keypoints, partners[name])
+                results[name] = _query_result(config, localize, points, registered[name], facts)
     ordered = [results[name] for name in names]
     write_results(ordered, config, model, output)
     refuse_none(ordered, images, output, map_features)
@@ -125,7 +136,7 @@ def run(
 # The database: images of the map under their ids, queries behind them, and the verified pairs between them.
 
 
-def _database(
+def _build_database(
     config: RegistrationConfig,
     model: pycolmap.Reconstruction,
     folder: Path,
@@ -142,8 +153,8 @@ def _database(
         *(f"{pair.name0}\t{pair.name1}" for pair in pairs),
         *(f"{image.name} {image.num_points2D()}" for _, image in sorted(model.images.items())),
     )
-    made = artifact(output, config.verify, inputs)
-    if made.up_to_date:
+    database_artifact = artifact(output, config.verify, inputs)
+    if database_artifact.up_to_date:
         LOGGER.info("verify queries: done already")
         return output
     with locked(output), explained_by_disk(output), scratch(output.with_name(f".{output.name}.work")) as work:
@@ -152,7 +163,7 @@ def _database(
             write_model_images(database, model)
             _write_queries(database, model, queries, features)
         verify_pairs(config.verify, part, matches, pairs)
-        made.replace(part, sqlite_side_files(output), kind="database")
+        database_artifact.replace(part, sqlite_side_files(output), kind="database")
     return output
 
 
@@ -179,16 +190,16 @@ def _write_queries(
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegistrationResult:
     """What came of one query. visible: its keypoints whose verified matches lead to points of the map."""
 
     visible: int
     estimate: PoseEstimate | None
 
 
-def _registered(
+def _register_queries(
     config: RegistrationConfig, model: pycolmap.Reconstruction, database: Path, names: Sequence[str]
-) -> dict[str, Registered]:
+) -> dict[str, RegistrationResult]:
     """Register images of the database in the model, which gains them."""
     cached = pycolmap.DatabaseCacheOptions()
     cached.load_all_images = True  # also those without a pair: the model has them
@@ -203,38 +214,44 @@ def _registered(
     options.random_seed = config.seed
     mapper = pycolmap.IncrementalMapper(cache)
     mapper.begin_reconstruction(model)
-    found = {}
+    results = {}
     with progress("register", len(names), "queries") as advance:
         for name in names:
             visible = int(mapper.observation_manager.num_visible_points3D(ids[name]))
-            done = mapper.register_next_image(options, ids[name])
-            found[name] = Registered(visible, _estimate(model, ids[name]) if done else None)
+            is_registered = mapper.register_next_image(options, ids[name])
+            results[name] = RegistrationResult(
+                visible, _estimate_of_registered(model, ids[name]) if is_registered else None
+            )
             advance(1)
     mapper.end_reconstruction(False)
-    return found
+    return results
 
 
-def _estimate(model: pycolmap.Reconstruction, image_id: int) -> PoseEstimate:
+def _estimate_of_registered(model: pycolmap.Reconstruction, image_id: int) -> PoseEstimate:
     """The pose of a registered image; its inliers are the points that it sees now."""
     image = model.images[image_id]
-    seen = [point for point in image.points2D if point.has_point3D()]
-    points2d = np.array([point.xy for point in seen], np.float64).reshape(-1, 2)
-    points3d = np.array([model.points3D[point.point3D_id].xyz for point in seen], np.float64).reshape(-1, 3)
+    observed = [point for point in image.points2D if point.has_point3D()]
+    points2d = np.array([point.xy for point in observed], np.float64).reshape(-1, 2)
+    points3d = np.array([model.points3D[point.point3D_id].xyz for point in observed], np.float64).reshape(-1, 3)
     camera = pycolmap.Camera(model.cameras[image.camera_id].todict())
     refinement = pycolmap.AbsolutePoseRefinementOptions()
     refinement.refine_focal_length = False
-    return assessed(image.cam_from_world(), camera, points2d, points3d, np.ones(len(seen), bool), refinement)
+    return assess_pose(image.cam_from_world(), camera, points2d, points3d, np.ones(len(observed), bool), refinement)
 
 
-def _result(
-    config: RegistrationConfig, localize: LocalizeConfig, points: MapPoints, found: Registered, facts: dict
+def _query_result(
+    config: RegistrationConfig,
+    localize: LocalizeConfig,
+    points: MapPoints,
+    registration: RegistrationResult,
+    facts: dict,
 ) -> QueryResult:
-    facts["matches_3d"] = found.visible
-    if found.estimate is None:
+    facts["matches_3d"] = registration.visible
+    if registration.estimate is None:
         reason = (
-            f"{found.visible} keypoints with verified matches see points of the map; {config.min_inliers} that agree"
-            f" are needed, and {config.min_inlier_ratio:.0%} of them"
+            f"{registration.visible} keypoints with verified matches see points of the map; {config.min_inliers} that"
+            f" agree are needed, and {config.min_inlier_ratio:.0%} of them"
         )
         return QueryResult(reason=reason, **facts)
-    uncertain = points.uncertain(found.estimate, localize.pose)
-    return QueryResult(reason="", estimate=found.estimate, uncertain=uncertain, **facts)
+    uncertain = points.uncertain(registration.estimate, localize.pose)
+    return QueryResult(reason="", estimate=registration.estimate, uncertain=uncertain, **facts)

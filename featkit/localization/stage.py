@@ -96,13 +96,15 @@ def run(
         map_store = stack.enter_context(open_features(map_features))
         query_store = stack.enter_context(open_features(query_features))
         extractor = map_store.extractor
-        found = None if matches is None else stack.enter_context(open_matches(matches, query_store, map_store))
+        match_store = None if matches is None else stack.enter_context(open_matches(matches, query_store, map_store))
         points = MapPoints(read_model(model), map_store)
-        known = set(points.names())
+        registered_names = set(points.names())
         with progress("localize", len(names), "queries") as advance:
             for name in names:
-                usable = [partner for partner in partners[name] if partner in known]
-                result = _localize_one(config, name, points, images, query_store, usable, found, intrinsics)
+                usable = [partner for partner in partners[name] if partner in registered_names]
+                result = _localize_stored_query(
+                    config, name, points, images, query_store, usable, match_store, intrinsics
+                )
                 results.append(result)
                 advance(1)
     write_results(results, config, model, output)
@@ -123,7 +125,7 @@ def refuse_none(results: Sequence[QueryResult], images: Path, output: Path, map_
         )
 
 
-def _localize_one(
+def _localize_stored_query(
     config: LocalizeConfig,
     name: str,
     points: MapPoints,
@@ -145,7 +147,7 @@ def without_features(name: str, images: Path) -> QueryResult:
     return QueryResult(name, reason, 0, 0, 0, None, "")
 
 
-def known_of(name: str, query: QueryCamera, keypoints: int, partners: Sequence[str]) -> tuple[dict[str, Any], str]:
+def query_facts(name: str, query: QueryCamera, keypoints: int, partners: Sequence[str]) -> tuple[dict[str, Any], str]:
     """What is known of a query before it is localized, as fields of `QueryResult`; why it cannot be, "" if it can."""
     facts: dict[str, Any] = {
         "name": name,
@@ -169,14 +171,14 @@ def localize_query(
     points: MapPoints,
 ) -> QueryResult:
     """Localize one query from its matches with the map images `partners`. keypoints: in the pixels of its file."""
-    facts, reason = known_of(name, query, len(keypoints), partners if matches is not None else ())
+    facts, reason = query_facts(name, query, len(keypoints), partners if matches is not None else ())
     if reason or matches is None:
         return QueryResult(reason=reason, matches_3d=0, **facts)
     index, ids = points.correspondences(name, keypoints, partners, matches)
-    return _estimate(config, points, query, keypoints, index, ids, facts)
+    return _estimate_from_matches(config, points, query, keypoints, index, ids, facts)
 
 
-def _estimate(
+def _estimate_from_matches(
     config: PoseConfig,
     points: MapPoints,
     query: QueryCamera,
@@ -299,12 +301,12 @@ def file_name(name: str) -> str:
 
 def by_file_name(names: Iterable[str]) -> dict[str, str]:
     """File name -> name. Raises BadInputError if two names have the same file name."""
-    found: dict[str, str] = {}
+    names_by_file: dict[str, str] = {}
     for name in names:
-        other = found.setdefault(file_name(name), name)
+        other = names_by_file.setdefault(file_name(name), name)
         if other != name:
             raise BadInputError(f"{name!r} and {other!r} have one file name; a submission cannot distinguish them")
-    return found
+    return names_by_file
 
 
 def submission_name(version: str, method: str) -> str:
@@ -324,11 +326,11 @@ def check_submission(path: Path, queries: Iterable[str]) -> SubmissionCheck:
 
     Raises BadInputError if the file cannot be read; problems in its content are part of the result.
     """
-    known = by_file_name(queries)
+    names_by_file = by_file_name(queries)
     poses: dict[str, Pose] = {}
     problems = []
     for number, line in read_lines(path):
-        problem, name, pose = _read(line, known)
+        problem, name, pose = _parse_pose_line(line, names_by_file)
         if problem is None and name in poses:
             problem = f"{name!r} is listed twice"
         if problem is not None or pose is None:
@@ -340,7 +342,7 @@ def check_submission(path: Path, queries: Iterable[str]) -> SubmissionCheck:
     return SubmissionCheck(path, poses, tuple(problems))
 
 
-def _read(line: str, known: Mapping[str, str]) -> tuple[str | None, str, Pose | None]:
+def _parse_pose_line(line: str, known: Mapping[str, str]) -> tuple[str | None, str, Pose | None]:
     """The problem of a line (None if valid), its name, and its pose."""
     fields = line.split()
     name = fields[0]

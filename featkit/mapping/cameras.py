@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pycolmap
+from jaxtyping import Float
 from pydantic import Field
 
 from featkit.core.config import Config, Factor, Number
@@ -356,3 +357,17 @@ def to_rigid(pose: Pose) -> pycolmap.Rigid3d:
 def to_pose(rigid: pycolmap.Rigid3d) -> Pose:
     """A pycolmap pose as featkit's."""
     return Pose(quaternion(rigid.rotation.matrix()), np.array(rigid.translation))
+
+
+def is_spherical(camera: pycolmap.Camera) -> bool:
+    """Whether a camera sees all directions: points on the plane at depth 1 are then only half of them."""
+    return camera_models()[camera.model_name].is_spherical
+
+
+def rays_of(camera: pycolmap.Camera, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+    """Unit directions, in the camera's axes, of COLMAP pixels; of a camera of any model."""
+    if is_spherical(camera):
+        return np.asarray(camera.cam_ray_from_img(pixels)).reshape(-1, 3)
+    plane = np.asarray(camera.cam_from_img(pixels)).reshape(-1, 2)
+    rays = np.column_stack([plane, np.ones(len(plane))])
+    return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from featkit.core.config import Config, Count
 from featkit.core.errors import BadInputError, EmptySceneError, UsageError
 from featkit.core.types import Pair
-from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, kept_of
+from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, skip_empty_scenes
 from featkit.geometry.pixels import from_colmap, to_colmap
 from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, point_ids, read_model
@@ -158,7 +158,7 @@ def mapped_scenes(
         scene, model, name, file = one
         found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _read_licence(scene), file))
 
-    kept_of(models, read)
+    skip_empty_scenes(models, read)
     return found
 
 

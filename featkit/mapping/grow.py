@@ -28,6 +28,14 @@ from featkit.io.features import FeatureStore
 from featkit.io.matches import MatchStore
 from featkit.mapping import database as db
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, to_pose
+from featkit.mapping.map_rigs import (
+    AddedFrame,
+    complete_frames,
+    name_those_without_points,
+    new_frame,
+    rig_of,
+    rigs_of_several,
+)
 from featkit.mapping.stage import MapConfig, incremental_options
 from featkit.mapping.verify import verify_by_poses, verify_by_ransac
 
@@ -51,13 +59,15 @@ class GrowConfig(Config):
 class NewImages:
     """Photographs to register, with names relative to `folder`.
 
-    shared: id of the map's only camera, if it took these too; None: their cameras are inferred with `config`.
+    shared: id of the map's only camera, if it took these too; None: their cameras are inferred with `config`. frames:
+    those taken by the map's rigs.
     """
 
     names: list[str]
     folder: Path
     config: CameraConfig
     shared: int | None = None
+    frames: Sequence[AddedFrame] = ()
 
 
 @dataclass
@@ -175,12 +185,18 @@ def write_model_images(database: pycolmap.Database, model: pycolmap.Reconstructi
 def write_new_images(
     database: pycolmap.Database, model: pycolmap.Reconstruction, new: NewImages, features: FeatureStore
 ) -> None:
-    """Write new images after those of the model: cameras, rigs, frames and images get the next free ids."""
-    names = [name for name in new.names if features.has(name)]
+    """Write new images after those of the model: cameras, rigs, frames and images get the next free ids.
+
+    Images of the map's rigs get its cameras, and one frame for each time.
+    """
+    there = {image.name for image in model.images.values()}
+    names = [name for name in new.names if features.has(name) and name not in there]
+    on_rigs = {name: camera for frame in new.frames for camera, name in frame.images.items()}
+    alone = [name for name in names if name not in on_rigs]
     if new.shared is not None:
-        cameras, camera_ids = {}, dict.fromkeys(names, new.shared)
+        cameras, camera_ids = {}, dict.fromkeys(alone, new.shared)
     else:
-        made, numbers = cameras_of_images(new.folder, names, new.config)
+        made, numbers = cameras_of_images(new.folder, alone, new.config)
         first = max([*model.cameras, *model.rigs], default=0)
         cameras = {first + number: camera for number, camera in made.items()}
         camera_ids = {name: first + number for name, number in numbers.items()}
@@ -188,19 +204,19 @@ def write_new_images(
         for camera_id, camera in cameras.items():
             camera.camera_id = camera_id
             db.write_camera(database, camera)
-        image_id = max([*model.images, *model.frames], default=0)
-        for name in names:
-            image_id += 1
-            rig_id = camera_ids[name] if new.shared is None else rig_of_camera(model, new.shared)
-            db.write_image(
-                database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)), rig_id=rig_id
-            )
-
-
-def rig_of_camera(model: pycolmap.Reconstruction, camera_id: int) -> int:
-    """Id of the rig that a camera of the model is on."""
-    sensor = model.cameras[camera_id].sensor_id
-    return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.has_sensor(sensor))
+        last = max([*model.images, *model.frames], default=0)
+        image_ids = {name: number for number, name in enumerate(names, start=last + 1)}
+        for name, image_id in image_ids.items():
+            keypoints = to_colmap(features.keypoints(name))
+            if name in on_rigs:
+                db.write_image(database, image_id, name, on_rigs[name], keypoints, alone=False)
+                continue
+            rig_id = camera_ids[name] if new.shared is None else rig_of(model, new.shared)
+            db.write_image(database, image_id, name, camera_ids[name], keypoints, rig_id=rig_id)
+        for added in new.frames:
+            images = {camera: image_ids[name] for camera, name in added.images.items() if name in image_ids}
+            if images:
+                database.write_frame(new_frame(model, added.rig_id, images), use_frame_id=True)
 
 
 def shared_camera(model: pycolmap.Reconstruction, sizes: Collection[tuple[int, int]]) -> int | None:
@@ -250,10 +266,12 @@ class Growth:
         *,
         fixed: bool,
         anchors: Collection[int] | None = None,
+        free_rigs: Collection[int] = (),
     ):
         """database: has the model's images, the new ones, and the verified pairs to extend the map with.
 
-        anchors: ids of the images that define the coordinate frame; None: all registered images.
+        anchors: ids of the images that define the coordinate frame; None: all registered images. free_rigs: ids of the
+        rigs whose relation is refined.
         """
         self.model = model
         cached = pycolmap.DatabaseCacheOptions()
@@ -271,7 +289,8 @@ class Growth:
             options.ba_global_function_tolerance, config.global_adjustment_tolerance
         )
         # The relation of cameras on a rig is known from the complete map, better than from a part of it.
-        options.constant_rigs = {rig_id for rig_id, rig in model.rigs.items() if rig.num_sensors() > 1}
+        self._held = set(rigs_of_several(model)) - set(free_rigs)
+        options.constant_rigs = self._held
         self._options, self._mapping = options, options.get_mapper()
         self._triangulation = options.get_triangulation()
         self._local, self._global = (
@@ -293,19 +312,28 @@ class Growth:
         self._mapper.complete_and_merge_tracks(self._triangulation)
 
     def register_all(self, waiting: int) -> list[int]:
-        """Register images until none sees enough points; returns their ids in order of registration."""
+        """Register images until none sees enough points; returns their ids in order of registration.
+
+        The other images of a frame are registered with its first.
+        """
         registered: list[int] = []
         with progress("extend", waiting, "images") as advance:
             while (image_id := self._register_one()) is not None:
-                self._mapper.triangulate_image(self._triangulation, image_id)
-                self._mapper.iterative_local_refinement(
-                    self._options.ba_local_max_refinements, self._options.ba_local_max_refinement_change,
-                    self._mapping, self._local, self._triangulation, image_id,
-                )  # fmt: skip
-                registered.append(image_id)
-                self._new.add(image_id)
-                advance(1)
+                together = sorted(data.id for data in self.model.images[image_id].frame.image_ids)
+                self.refine_around(image_id, together)
+                registered += together
+                advance(len(together))
         return registered
+
+    def refine_around(self, image_id: int, together: Collection[int]) -> None:
+        """Triangulate images of one frame that has a pose, and adjust what is around one of them."""
+        for one in together:
+            self._mapper.triangulate_image(self._triangulation, one)
+            self._new.add(one)
+        self._mapper.iterative_local_refinement(
+            self._options.ba_local_max_refinements, self._options.ba_local_max_refinement_change,
+            self._mapping, self._local, self._triangulation, image_id,
+        )  # fmt: skip
 
     def _register_one(self) -> int | None:
         for image_id in self._mapper.find_next_images(self._mapping, False):
@@ -330,7 +358,7 @@ class Growth:
         )  # fmt: skip
         self._whole = True
         if not self._fixed:
-            restore_frame(self.model, self._old)
+            restore_frame(self.model, self._old, scaled=not self._held)
 
     def finish(self) -> tuple[float, float]:
         """End the mapping; returns the median and largest motion of the old camera centres, map units.
@@ -354,10 +382,13 @@ class Growth:
         return (float(np.median(moved)), float(np.max(moved))) if moved else (0.0, 0.0)
 
 
-def restore_frame(model: pycolmap.Reconstruction, old: Mapping[int, Float[np.ndarray, "3"]]) -> None:
+def restore_frame(
+    model: pycolmap.Reconstruction, old: Mapping[int, Float[np.ndarray, "3"]], *, scaled: bool = True
+) -> None:
     """Move a model by the similarity that best maps its camera centres to their old positions (least squares).
 
-    For collinear centres the model is left as it is, in the frame kept by the bundle adjustment's own gauge.
+    For collinear centres the model is left as it is, in the frame kept by the bundle adjustment's own gauge. scaled:
+    False: a rigid motion, since a scale would change the relation of cameras on a rig.
     """
     kept = [image_id for image_id in old if image_id in model.images and model.images[image_id].has_pose]
     now = np.array([model.images[image_id].projection_center() for image_id in kept]).reshape(-1, 3)
@@ -365,7 +396,11 @@ def restore_frame(model: pycolmap.Reconstruction, old: Mapping[int, Float[np.nda
     extents = np.linalg.svd(was - was.mean(axis=0), compute_uv=False) if len(kept) >= 3 else np.zeros(3)
     if extents[1] <= 1e-3 * extents[0]:
         return
-    similarity = pycolmap.estimate_sim3d(now, was)
+    if scaled:
+        similarity = pycolmap.estimate_sim3d(now, was)
+    else:
+        rigid = pycolmap.estimate_rigid3d(now, was)
+        similarity = None if rigid is None else pycolmap.Sim3d(1.0, rigid.rotation, rigid.translation)
     if similarity is not None:
         model.transform(similarity)
 
@@ -391,6 +426,7 @@ def grow(
     old = [image.name for image in model.images.values() if image.has_pose]
     own = has_same_keypoints(model, features)
     before = {} if own else add_keypoints(model, features)
+    completed = complete_frames(model, new.frames, features)
     path = work / "database.db"
     with pycolmap.Database.open(str(path)) as database:
         write_model_images(database, model)
@@ -399,12 +435,16 @@ def grow(
     growth = Growth(made_with, model, path, fixed=config.fixed)
     if not own:
         growth.triangulate(old)
-    registered = growth.register_all(len(new.names))
+    by_name = {image.name: image for image in model.images.values()}
+    for name in completed:
+        growth.refine_around(by_name[name].image_id, [by_name[name].image_id])
+    registered = [by_name[name].image_id for name in completed] + growth.register_all(len(new.names) - len(completed))
     left_out = _failure_reasons(growth, new.names, features, path)
     if len(registered) > config.whole_above * len(old):
         growth.adjust_all()
     names = [model.images[image_id].name for image_id in registered]
     moved = growth.finish()
+    name_those_without_points(model, names)
     if made_with.extract_colors:
         _colour_new_points(model, new.folder, names, {} if own else photographs or {})
     return Grown(model, [name for name in new.names if name in set(names)], left_out, moved)

@@ -18,21 +18,32 @@ import numpy as np
 import pycolmap
 from jaxtyping import Bool, Float, Int
 
-from featkit.core.config import Confidence, Config, Count, Pixels, Seed, Trials
+from featkit.core.config import Confidence, Config, Count, Later, Pixels, Seed, Trials
 from featkit.core.errors import EmptyResultError
 from featkit.core.types import Pair
 from featkit.geometry.pixels import to_colmap
+from featkit.geometry.poses import facing
 from featkit.io.features import FeatureStore
 from featkit.io.matches import MatchStore
 from featkit.mapping import database as db
-from featkit.mapping.grow import Growth, rig_of_camera, write_model_images
+from featkit.mapping.cameras import is_spherical, rays_of
+from featkit.mapping.grow import Growth, write_model_images
+from featkit.mapping.map_rigs import (
+    SameRigConfig,
+    SharedRigs,
+    add_to_frames,
+    added_frames,
+    equal_camera,
+    prefixes_of,
+    rig_of,
+    shared_rigs,
+)
 from featkit.mapping.model import point_ids
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import verify_by_ransac
 
 LOGGER = logging.getLogger(__name__)
 SAMPLE = 3
-SAME_CAMERA = 1e-9  # largest relative difference of the parameters of identical cameras
 
 
 class MergeConfig(Config):
@@ -48,6 +59,8 @@ class MergeConfig(Config):
     """Probability of having drawn an outlier-free triple, at which RANSAC stops."""
     seed: Seed = 0
     """Random seed of RANSAC."""
+    same_rig: Later[SameRigConfig] = SameRigConfig()
+    """When a rig of both maps is one."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +94,26 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class IdMap:
-    """Ids of the second map's items in the merged map. rigs: those with several cameras.
+class PlacedFrame:
+    """Images of the second map taken at one time: pairs of ids in the second and in the merged map.
 
-    frames: frames with new images: id of the rig, and the images' ids in the second and in the merged map.
+    into: id of the first map's frame that they complete; None: they are a new frame.
     """
+
+    rig_id: int
+    images: list[tuple[int, int]]
+    into: int | None = None
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """Ids of the second map's items in the merged map. rigs: those with several cameras that are copied."""
 
     images: dict[int, int]
     cameras: dict[int, int]
     new_cameras: set[int]
     rigs: dict[int, int]
-    frames: list[tuple[int, list[tuple[int, int]]]]
+    frames: list[PlacedFrame]
 
 
 def merge_maps(
@@ -104,12 +126,13 @@ def merge_maps(
     pairs: Sequence[Pair],
     work: Path,
     names: tuple[object, object] = ("the first map", "the second map"),
+    recorded: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Merged:
     """Add the second map to the first, which is modified. pairs: with `matches`, between photographs of the two maps.
 
     features: of all images, with the keypoints of both models. Images with the same name are the same photograph. work:
-    folder for the database. names: names of the maps for the error. Raises EmptyResultError if the maps have too little
-    in common, and then leaves the first map unchanged.
+    folder for the database. names: names of the maps for the error. recorded: camera prefixes of the maps' rigs. Raises
+    EmptyResultError if the maps have too little in common, and then leaves the first map unchanged.
     """
     by_name = {image.name: image_id for image_id, image in first.images.items()}
     common = sorted(image.name for image in second.images.values() if image.name in by_name)
@@ -133,8 +156,17 @@ def merge_maps(
     similarity, inlier = found
     own = [image_id for image_id, image in first.images.items() if image.has_pose]
     second.transform(pycolmap.Sim3d(similarity))
+    prefixes = prefixes_of(first, recorded[0]), prefixes_of(second, recorded[1])
+    shared = shared_rigs(first, second, prefixes, config.same_rig)
+    if shared.rigs:
+        new = [image.name for image in second.images.values() if image.name not in by_name]
+        times = added_frames(first, prefixes[0], new, made_with.rigs)
+        into = {name: added.frame_id for added in times for name in added.images.values()}
+        places = _map_ids(first, second, by_name, shared, into)
     _add_second_map(first, second, places, same.ids[inlier])
-    growth = Growth(made_with, first, path, fixed=False, anchors=own)
+    if shared.rigs:
+        path = _written_again(first, path, work / "joined.db")
+    growth = Growth(made_with, first, path, fixed=False, anchors=own, free_rigs=shared.free)
     growth.triangulate({name for pair in fresh for name in (pair.name0, pair.name1)})
     growth.adjust_all()
     moved = growth.finish()
@@ -144,12 +176,19 @@ def merge_maps(
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
 
-def _map_ids(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_name: Mapping[str, int]) -> IdMap:
+def _map_ids(
+    first: pycolmap.Reconstruction,
+    second: pycolmap.Reconstruction,
+    by_name: Mapping[str, int],
+    shared: SharedRigs | None = None,
+    into: Mapping[str, int | None] | None = None,
+) -> IdMap:
     """Map the second map's ids: new images keep their ids if these are free, else get the next free ones.
 
     Cameras likewise, unless the first map has an identical camera. Rigs of several cameras are copied with their
-    cameras.
+    cameras, unless they are rigs of the first map (shared). into: the first map's frame of a new image's time, by name.
     """
+    shared = shared or SharedRigs()
     images, taken = {}, set(first.images) | set(first.frames)
     for image_id, image in sorted(second.images.items()):
         if image.name in by_name:
@@ -158,19 +197,20 @@ def _map_ids(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by
         images[image_id] = image_id if image_id not in taken else max(taken) + 1
         taken.add(images[image_id])
     added = [image for image in second.images.values() if image.name not in by_name]
-    rig_ids = {second.frames[image.frame_id].rig_id for image in added}
+    rig_ids = {second.frames[image.frame_id].rig_id for image in added} - set(shared.rigs)
     several = {rig_id for rig_id in rig_ids if second.rigs[rig_id].num_sensors() > 1}
     on_rigs = {sensor.id for rig_id in several for sensor in second.rigs[rig_id].sensor_ids()}
-    cameras, new, taken = {}, set(), set(first.cameras) | set(first.rigs)
-    for camera_id in sorted({image.camera_id for image in added} | on_rigs):
-        equal = None if camera_id in on_rigs else _equal_camera(first, second.cameras[camera_id])
+    cameras, new, taken = dict(shared.cameras), set(), set(first.cameras) | set(first.rigs)
+    for camera_id in sorted(({image.camera_id for image in added} | on_rigs) - set(cameras)):
+        equal = None if camera_id in on_rigs else equal_camera(first, second.cameras[camera_id])
         if equal is None:
             equal = camera_id if camera_id not in taken else max(taken) + 1
             new.add(camera_id)
             taken.add(equal)
         cameras[camera_id] = equal
     rigs = {rig_id: cameras[second.rigs[rig_id].ref_sensor_id.id] for rig_id in several}
-    return IdMap(images, cameras, new, rigs, _new_frames(first, second, images, cameras, rigs))
+    frames = _new_frames(first, second, images, cameras, {**rigs, **shared.rigs}, into or {})
+    return IdMap(images, cameras, new, rigs, frames)
 
 
 def _new_frames(
@@ -179,29 +219,23 @@ def _new_frames(
     images: Mapping[int, int],
     cameras: Mapping[int, int],
     rigs: Mapping[int, int],
-) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Frames of the new images: those of a copied rig stay together, other images get a frame each."""
+    into: Mapping[str, int | None],
+) -> list[PlacedFrame]:
+    """Frames of the new images: together for a rig, in the first map's frame of their time; others get one each."""
     found = []
+    full: set[int] = set()
     for frame in second.frames.values():
         new = sorted((d.id, images[d.id]) for d in frame.image_ids if images[d.id] not in first.images)
         if frame.rig_id in rigs and new:
-            found.append((rigs[frame.rig_id], new))
+            targets = {into.get(second.images[old].name) for old, _ in new}
+            target = targets.pop() if len(targets) == 1 and not targets & full else None
+            full |= set() if target is None else {target}
+            found.append(PlacedFrame(rigs[frame.rig_id], new, target))
             continue
         for both in new:
             camera_id = cameras[second.images[both[0]].camera_id]
-            found.append((rig_of_camera(first, camera_id) if camera_id in first.cameras else camera_id, [both]))
+            found.append(PlacedFrame(rig_of(first, camera_id) if camera_id in first.cameras else camera_id, [both]))
     return found
-
-
-def _equal_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> int | None:
-    alone = {rig.ref_sensor_id.id for rig in model.rigs.values() if rig.num_sensors() == 1}
-    for camera_id, other in sorted(model.cameras.items()):
-        if camera_id not in alone:
-            continue
-        alike = (other.model, other.width, other.height) == (camera.model, camera.width, camera.height)
-        if alike and np.allclose(other.params, camera.params, rtol=SAME_CAMERA, atol=0):
-            return int(camera_id)
-    return None
 
 
 def _camera_with_id(camera: pycolmap.Camera, camera_id: int) -> pycolmap.Camera:
@@ -221,9 +255,9 @@ def _write_second_map(
             db.write_camera(database, _camera_with_id(second.cameras[camera_id], number), alone=number not in on_rigs)
         for rig in rigs:
             database.write_rig(rig, use_rig_id=True)
-        for rig_id, images in places.frames:
-            frame = _new_frame(second, places, rig_id, images)
-            for image_id, new_id in images:
+        for placed in places.frames:
+            frame = _new_frame(second, places, placed)
+            for image_id, new_id in placed.images:
                 name = second.images[image_id].name
                 camera_id, keypoints = places.cameras[second.images[image_id].camera_id], features.keypoints(name)
                 db.write_image(database, new_id, name, camera_id, to_colmap(keypoints), alone=False)
@@ -247,13 +281,24 @@ def _mapped_sensor(places: IdMap, old: pycolmap.sensor_t) -> pycolmap.sensor_t:
     return pycolmap.sensor_t(pycolmap.SensorType.CAMERA, places.cameras[old.id])
 
 
-def _new_frame(
-    second: pycolmap.Reconstruction, places: IdMap, rig_id: int, images: Sequence[tuple[int, int]]
-) -> pycolmap.Frame:
-    """A frame of new images, without a pose; its id is the smallest of their ids."""
+def _written_again(first: pycolmap.Reconstruction, verified: Path, output: Path) -> Path:
+    """A database of a model's images, with the matches and geometries of another one under the same ids."""
+    with pycolmap.Database.open(str(output)) as database, pycolmap.Database.open(str(verified)) as other:
+        write_model_images(database, first)
+        with pycolmap.DatabaseTransaction(database):
+            for number, matches in zip(*other.read_all_matches(), strict=True):
+                ids = pycolmap.pair_id_to_image_pair(number)
+                if all(image_id in first.images for image_id in ids) and other.exists_two_view_geometry(*ids):
+                    database.write_matches(*ids, matches)
+                    database.write_two_view_geometry(*ids, other.read_two_view_geometry(*ids))
+    return output
+
+
+def _new_frame(second: pycolmap.Reconstruction, places: IdMap, placed: PlacedFrame) -> pycolmap.Frame:
+    """A frame of new images, without a pose, under the smallest of their numbers."""
     frame = pycolmap.Frame()
-    frame.frame_id, frame.rig_id = min(new_id for _, new_id in images), rig_id
-    for image_id, new_id in images:
+    frame.frame_id, frame.rig_id = min(new_id for _, new_id in placed.images), placed.rig_id
+    for image_id, new_id in placed.images:
         frame.add_data_id(pycolmap.data_t(_mapped_sensor(places, second.images[image_id].data_id.sensor_id), new_id))
     return frame
 
@@ -302,7 +347,10 @@ def _observation_rows(image: int, keypoints: np.ndarray, other: int, others: np.
 def _point_observations(
     model: pycolmap.Reconstruction, ids: np.ndarray, seen: np.ndarray, max_error_px: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates of points, and pose, ray and inlier threshold of the photograph that sees each point."""
+    """Coordinates of points, and pose, ray and inlier threshold of the photograph that sees each point.
+
+    A panorama, which also sees what is behind it, is turned to each point: its ray is then straight ahead.
+    """
     xyz = np.array([model.points3D[i].xyz for i in ids.tolist()]).reshape(-1, 3)
     poses, rays, limits = np.zeros((len(ids), 3, 4)), np.zeros((len(ids), 2)), np.zeros(len(ids))
     for image_id in np.unique(seen[:, 0]).tolist():
@@ -311,7 +359,10 @@ def _point_observations(
         points = image.points2D
         xy = np.array([points[k].xy for k in seen[here, 1].tolist()]).reshape(-1, 2)
         poses[here] = image.cam_from_world().matrix()
-        rays[here] = np.asarray(camera.cam_from_img(xy))
+        if is_spherical(camera):
+            poses[here] = facing(rays_of(camera, xy)) @ poses[here]
+        else:
+            rays[here] = np.asarray(camera.cam_from_img(xy))
         limits[here] = camera.cam_from_img_threshold(max_error_px)
     return xyz, poses, rays, limits
 
@@ -392,23 +443,17 @@ def _add_second_map(
             first.add_camera_with_trivial_rig(camera)
     for rig in rigs:
         first.add_rig(rig)
-    for rig_id, images in places.frames:
-        posed = [(image_id, new_id) for image_id, new_id in images if second.images[image_id].has_pose]
-        if not posed:
-            continue
-        frame = _new_frame(second, places, rig_id, images)
-        first.add_frame(frame)
-        shown = second.images[posed[0][0]]
-        first.frame(frame.frame_id).set_cam_from_world(places.cameras[shown.camera_id], shown.cam_from_world())
-        for image_id, new_id in images:
-            image = second.images[image_id]
-            xy = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
-            added = pycolmap.Image(
-                name=image.name, keypoints=xy, camera_id=places.cameras[image.camera_id], image_id=new_id
-            )
-            added.frame_id = frame.frame_id
-            first.add_image(added)
-        first.register_frame(frame.frame_id)
+    frames = [(f, [pair for pair in f.images if second.images[pair[0]].has_pose]) for f in places.frames]
+    completed = {
+        f.into: {places.cameras[second.images[old].camera_id]: new for old, new in f.images}
+        for f, posed in frames
+        if posed and f.into is not None
+    }
+    if completed:
+        add_to_frames(first, completed)
+    for placed, posed in frames:
+        if posed:
+            _add_images(first, second, places, placed, posed[0][0])
     most = Counter(map(tuple, same.tolist())).most_common()
     into = {two: one for (one, two), _ in reversed(most)}
     for point_id, point in sorted(second.points3D.items()):
@@ -429,3 +474,26 @@ def _add_second_map(
             for image_id, index in free:
                 track.add_element(image_id, index)
             first.add_point3D(point.xyz, track, point.color)
+
+
+def _add_images(
+    first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, places: IdMap, placed: PlacedFrame, shown: int
+) -> None:
+    """Add the images of a frame, and the frame where it is new. shown: one of them, in the second map's numbers."""
+    frame_id = placed.into
+    if frame_id is None:
+        frame = _new_frame(second, places, placed)
+        frame_id = frame.frame_id
+        first.add_frame(frame)
+        image = second.images[shown]
+        first.frame(frame_id).set_cam_from_world(places.cameras[image.camera_id], image.cam_from_world())
+    for image_id, new_id in placed.images:
+        image = second.images[image_id]
+        xy = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
+        added = pycolmap.Image(
+            name=image.name, keypoints=xy, camera_id=places.cameras[image.camera_id], image_id=new_id
+        )
+        added.frame_id = frame_id
+        first.add_image(added)
+    if placed.into is None:
+        first.register_frame(frame_id)

@@ -161,7 +161,7 @@ def refuse_output(output: Path, model: Path, overwrite: bool) -> None:
         return
     what = "is the model itself" if output.resolve() == model.resolve() else "is not empty"
     if not is_own:
-        what += ", and not made by featkit"
+        what += ", which featkit did not make"
     raise BadInputError(f"{output}: {what}; {'--overwrite, or another --out' if is_own else 'choose another --out'}")
 
 
@@ -204,7 +204,7 @@ def align_to_references(
     unknown = [name for name in listed if name not in centres]
     if len(known) < MIN_POSITIONS:
         raise BadInputError(
-            f"{target.file}: {len(known)} of its {len(listed)} images are registered in the model;"
+            f"{target.file}: {len(known)} of its {len(listed)} names are registered images of the model;"
             f" {MIN_POSITIONS} are needed" + (f" (not in the model: {some_names(unknown)})" if unknown else "")
         )
     without = tuple(name for name in centres if name not in known)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 from pydantic import Field
 
 from featkit.core.config import Config, Degrees, Number, Share, make
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pose
 from featkit.images.exif import some_names
+from featkit.images.listing import natural_key
 from featkit.images.read import stored_size
 from featkit.io.atomic import read_json
 from featkit.io.camera_models import camera_fault, camera_models
@@ -143,6 +143,17 @@ def describe_rigs(rigs: Sequence[Rig]) -> str:
     )
 
 
+def in_order(rig: Rig) -> list[Mapping[int, str]]:
+    """A rig's frames by time: the natural order of what follows the prefixes."""
+
+    def time(frame: Mapping[int, str]) -> tuple[list[tuple[str, int]], str]:
+        place = min(frame)
+        [key] = names_by_frame(rig.cameras[place].prefix, [frame[place]])
+        return natural_key(key)
+
+    return sorted(rig.frames, key=time)
+
+
 def shared_camera_keys(rigs: Sequence[Rig]) -> dict[str, str]:
     """The prefix of each photograph's rig camera, by photograph: photographs with equal prefixes share a camera."""
     return {name: rig.cameras[place].prefix for rig in rigs for frame in rig.frames for place, name in frame.items()}
@@ -233,7 +244,7 @@ def _read_rig_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple
                 f" {names[0]!r}"
             )
     return tuple(
-        Rig(cameras, _match_frames([_names_by_frame(one.prefix, under[one.prefix]) for one in cameras], config))
+        Rig(cameras, match_frames([names_by_frame(one.prefix, under[one.prefix]) for one in cameras], config))
         for cameras in rigs
     )
 
@@ -308,7 +319,7 @@ def _sibling_rigs(above: str, names: Sequence[str], config: RigConfig) -> Iterat
         if slash:
             below.setdefault(f"{above}{folder}/", []).append(name)
     folders = sorted(below, key=lambda folder: (-len(below[folder]), folder))  # the first is the reference
-    frames = _match_frames([_names_by_frame(folder, below[folder]) for folder in folders], config)
+    frames = match_frames([names_by_frame(folder, below[folder]) for folder in folders], config)
     with_others = [sum(1 for frame in frames if place in frame and len(frame) > 1) for place in range(len(folders))]
     chosen = [
         folder for folder, count in zip(folders, with_others, strict=True) if 2 * count >= len(below[folder]) and count
@@ -317,24 +328,28 @@ def _sibling_rigs(above: str, names: Sequence[str], config: RigConfig) -> Iterat
         chosen.sort(key=lambda folder: (-len(below[folder]), folder))
         yield Rig(
             tuple(RigCamera(folder) for folder in chosen),
-            _match_frames([_names_by_frame(folder, below[folder]) for folder in chosen], config),
+            match_frames([names_by_frame(folder, below[folder]) for folder in chosen], config),
         )
     for folder in sorted(set(below) - set(chosen if len(chosen) > 1 else ())):
         yield from _sibling_rigs(folder, below[folder], config)
 
 
-def _names_by_frame(prefix: str, names: Sequence[str]) -> dict[str, str]:
-    """Image names by their frame key: the name after the prefix, without suffix and without the folder's name."""
+def names_by_frame(prefix: str, names: Sequence[str]) -> dict[str, str]:
+    """Image names by their frame key: the name after the prefix, without suffix and without the folder's name.
+
+    Of several names with one key the first counts.
+    """
     folder = os.path.basename(prefix.rstrip("/"))
-    keyed: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name in names:
         path, _, last = name[len(prefix) :].rpartition("/")
         stem = last.rpartition(".")[0] or last
-        keyed.setdefault(f"{path}/{stem.replace(folder, '') or stem}", name)
-    return keyed
+        rest = stem if folder.isdigit() else stem.replace(folder, "")  # 1/0001.jpg is not of 000
+        found.setdefault(f"{path}/{rest or stem}", name)
+    return found
 
 
-def _match_frames(cameras: Sequence[Mapping[str, str]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
+def match_frames(cameras: Sequence[Mapping[str, str]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
     """Frames sorted by key. cameras: each camera's photographs by frame key; the first is the reference."""
     if not cameras:
         return ()
@@ -364,35 +379,3 @@ def _match_by_time(reference: Mapping[str, str], other: Mapping[str, str], max_s
             alone[f"/{nearest}-{best[target][0]}"] = best[target][1]
         best[target] = (distance, name)
     return {**alone, **{key: name for key, (_, name) in best.items()}}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The rigs of a map, for metrics.json and tables.
-
-
-def rig_metrics(model: pycolmap.Reconstruction, rigs: Sequence[Rig]) -> dict[str, Any]:
-    """Number of rigs of several cameras and of their registered frames, and the rigs in COLMAP's format.
-
-    Empty for a model without such rigs. rigs: the given rigs, for their prefixes.
-    """
-    prefix_of = shared_camera_keys(rigs)
-    several = [rig for _, rig in sorted(model.rigs.items()) if rig.num_sensors() > 1]
-    if not several:
-        return {}
-    prefixes = {image.camera_id: prefix_of.get(image.name, image.name) for image in model.images.values()}
-    ids = {rig.rig_id for rig in several}
-    frames = [frame for frame in model.frames.values() if frame.rig_id in ids and frame.has_pose()]
-    written = []
-    for rig in several:
-        cameras: list[dict[str, Any]] = [{"image_prefix": prefixes[rig.ref_sensor_id.id], "ref_sensor": True}]
-        for sensor, relation in sorted(rig.non_ref_sensors.items(), key=lambda item: item[0].id):
-            x, y, z, w = relation.rotation.quat.tolist()
-            cameras.append(
-                {
-                    "image_prefix": prefixes.get(sensor.id, ""),
-                    "cam_from_rig_rotation": [w, x, y, z],
-                    "cam_from_rig_translation": relation.translation.tolist(),
-                }
-            )
-        written.append({"cameras": cameras})
-    return {"rigs": len(several), "frames": len(frames), RIG_KEY: written}

@@ -14,14 +14,21 @@ from featkit.core.config import Confidence, Config, Count, Pixels, Seed, Trials,
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pair, Pose
-from featkit.geometry.epipolar import epipolar_inliers, essential_matrix
+from featkit.geometry.epipolar import epipolar_inliers, epipolar_inliers_of_rays, essential_matrix
 from featkit.io.artifact import artifact, discard, explained, is_left, locked, new_part, part_of, write_stamp
 from featkit.io.atomic import explained_by_disk, is_stamped, refuse_folder, refuse_foreign
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, Spelling, read_pairs
 from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping import database as db
-from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes, to_rigid
+from featkit.mapping.cameras import (
+    CameraConfig,
+    cameras_of_images,
+    check_sizes,
+    is_spherical,
+    rays_of,
+    to_rigid,
+)
 from featkit.mapping.reference import Reference
 from featkit.mapping.rigs import Rig, describe_rigs, shared_camera_keys, usable_rigs
 
@@ -82,16 +89,21 @@ def verify_by_poses(
             images = [database.read_image_with_name(name) for name in names]
             ids = [image.image_id for image in images]
             matches = database.read_matches(*ids)
-            points, thresholds = [], []
-            for column, image in enumerate(images):
-                camera = database.read_camera(image.camera_id)
+            cameras = [database.read_camera(image.camera_id) for image in images]
+            pixels, thresholds = [], []
+            for column, (image, camera) in enumerate(zip(images, cameras, strict=True)):
                 keypoints = database.read_keypoints(image.image_id)[matches[:, column], :2]
-                points.append(np.asarray(camera.cam_from_img(keypoints.astype(np.float64))))
+                pixels.append(keypoints.astype(np.float64))
                 error_px = config.max_error_px * features.uncertainty_px(image.name)
                 thresholds.append(camera.cam_from_img_threshold(error_px))
             pose0, pose1 = poses[names[0]], poses[names[1]]
             essential = essential_matrix(pose0, pose1)
-            inlier = epipolar_inliers(essential, points[0], points[1], thresholds[0], thresholds[1])
+            if any(map(is_spherical, cameras)):
+                rays0, rays1 = (rays_of(camera, xy) for camera, xy in zip(cameras, pixels, strict=True))
+                inlier = epipolar_inliers_of_rays(essential, rays0, rays1, thresholds[0], thresholds[1])
+            else:
+                points0, points1 = (np.asarray(c.cam_from_img(xy)) for c, xy in zip(cameras, pixels, strict=True))
+                inlier = epipolar_inliers(essential, points0, points1, thresholds[0], thresholds[1])
             geometry = _calibrated_geometry(pose0, pose1, essential, matches[inlier])
             database.write_two_view_geometry(*ids, geometry)
 

@@ -74,39 +74,39 @@ class LightGlueMatcher:
 
     def weights_for(self, extractor: str) -> str:
         """See `LearnedMatcher.weights_for`. Builds the network, so that unsuitable weights are refused at once."""
-        name = self._network_for(extractor)
-        self._glue(name)
+        name = self._network_for_extractor(extractor)
+        self._load_glue(name)
         return weights_sha256(name, self.config.weights)
 
     def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
         """Matches of each pair; see `Matcher.match`. Raises BadInputError also for features without image size."""
         if self.device.type == "cpu":
-            return [found for pair in batch for found in self.match_together([pair])]
+            return [matches for pair in batch for matches in self.match_together([pair])]
         size = self.config.batch_size
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return [found for part in parts for found in self.match_together(part)]
+        return [matches for part in parts for matches in self.match_together(part)]
 
     def match_together(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
         """Matches of pairs that are run through the network as one batch, on any device."""
-        networks = [self._network_of(a, b) for a, b in batch]
-        usable = [(self._usable(a), self._usable(b)) for a, b in batch]
+        networks = [self._network_of_pair(a, b) for a, b in batch]
+        usable = [(self._usable_keypoints(a), self._usable_keypoints(b)) for a, b in batch]
         results = [Matches(np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32)) for a, _ in batch]
         for network in dict.fromkeys(networks):
-            glue = self._glue(network)
+            glue = self._load_glue(network)
             chosen = [i for i, name in enumerate(networks) if name == network and all(map(len, usable[i]))]
             pairs = [
-                (self._points(a, index0, glue), self._points(b, index1, glue))
+                (self._network_input(a, index0, glue), self._network_input(b, index1, glue))
                 for (a, b), (index0, index1) in ((batch[i], usable[i]) for i in chosen)
             ]
             with torch.inference_mode(), self._autocast():
-                found = glue.match(pairs, self.config.filter_threshold)
-            for i, (rows, columns, scores) in zip(chosen, found, strict=True):
+                matches = glue.match(pairs, self.config.filter_threshold)
+            for i, (rows, columns, scores) in zip(chosen, matches, strict=True):
                 index0 = usable[i][0][rows]
                 results[i].matches0[index0] = usable[i][1][columns]
                 results[i].scores0[index0] = scores
         return results
 
-    def _network_of(self, a: Features, b: Features) -> str:
+    def _network_of_pair(self, a: Features, b: Features) -> str:
         """The network for a pair. Raises BadInputError for features of different kinds."""
         if a.descriptors.shape[1] != b.descriptors.shape[1]:
             lengths = f"{a.descriptors.shape[1]} and {b.descriptors.shape[1]}"
@@ -115,34 +115,34 @@ class LightGlueMatcher:
             raise BadInputError(
                 f"features of {a.extractor or 'unknown'} and {b.extractor or 'unknown'} cannot be matched"
             )
-        return self._network_for(a.extractor)
+        return self._network_for_extractor(a.extractor)
 
-    def _network_for(self, extractor: str) -> str:
-        known = {name: catalogue()[name].matches for name in LIGHTGLUE_NETWORKS}
-        if self.config.weights in known:
+    def _network_for_extractor(self, extractor: str) -> str:
+        extractors_of = {name: catalogue()[name].matches for name in LIGHTGLUE_NETWORKS}
+        if self.config.weights in extractors_of:
             return self.config.weights
-        for name, extractors in known.items():
+        for name, extractors in extractors_of.items():
             if extractor in extractors:
                 return name
-        there = ", ".join(sorted(extractor for extractors in known.values() for extractor in extractors))
+        supported = ", ".join(sorted(extractor for extractors in extractors_of.values() for extractor in extractors))
         if not extractor:
-            names = ", ".join(known)
+            names = ", ".join(extractors_of)
             raise UsageError(
-                f"the extractor of these features is unknown; lightglue supports {there}: extract them with featkit,"
-                f" or name the matching weights: --set weights=NAME ({names})"
+                f"the extractor of these features is unknown; lightglue supports {supported}: extract them with"
+                f" featkit, or name the matching weights: --set weights=NAME ({names})"
             )
         raise UsageError(
-            f"lightglue has no weights for features of {extractor}, only for {there}: use --features with one of"
+            f"lightglue has no weights for features of {extractor}, only for {supported}: use --features with one of"
             " these, or --matcher mutual"
         )
 
-    def _glue(self, name: str) -> Glue:
+    def _load_glue(self, name: str) -> Glue:
         if name not in self._loaded:
             network = load_network(name, load_published(name, self.config.weights)).to(self.device)
             self._loaded[name] = Glue(name, network, self.config.depth_confidence, self.config.width_confidence)
         return self._loaded[name]
 
-    def _usable(self, features: Features) -> Int[np.ndarray, " m"]:
+    def _usable_keypoints(self, features: Features) -> Int[np.ndarray, " m"]:
         """Indices of the keypoints to match: finite ones, the best `max_keypoints`."""
         if is_packed(features.descriptors):
             raise BadInputError("lightglue does not match binary descriptors (packed bits)")
@@ -154,7 +154,7 @@ class LightGlueMatcher:
             index = index[np.sort(best)]
         return index
 
-    def _points(self, features: Features, index: Int[np.ndarray, " m"], glue: Glue) -> Points:
+    def _network_input(self, features: Features, index: Int[np.ndarray, " m"], glue: Glue) -> Points:
         """The keypoints at `index` as network input, on its device."""
         seen = features.select(index).as_seen()
         if seen.descriptors.shape[1] != glue.input_dim:
@@ -210,17 +210,17 @@ class Side:
     def kept(self, keep: Bool[Tensor, "b n"]) -> Side:
         """Only the points in `keep`, in their order."""
         counts = keep.sum(1)
-        most, least = int(counts.max()), int(counts.min())
-        if least == keep.shape[1]:
+        largest, smallest = int(counts.max()), int(counts.min())
+        if smallest == keep.shape[1]:
             return self
-        place = torch.argsort(keep.to(torch.uint8), dim=1, descending=True, stable=True)[:, :most]
+        place = torch.argsort(keep.to(torch.uint8), dim=1, descending=True, stable=True)[:, :largest]
         states = self.states.gather(1, place[..., None].expand(-1, -1, self.states.shape[2]))
         wide = place[None, :, None, :, None].expand(2, -1, 1, -1, self.encoding.shape[4])
-        keys = None if least == most else torch.arange(most, device=keep.device) < counts[:, None]
+        keys = None if smallest == largest else torch.arange(largest, device=keep.device) < counts[:, None]
         return Side(states, self.encoding.gather(3, wide), self.index.gather(1, place), keys)
 
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+PairMatches = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Matches of a pair: keypoint indices in image 0 and in image 1, and scores, sorted by the first."""
 
 
@@ -233,27 +233,29 @@ class Glue:
         self.input_dim, self.takes_scales = int(settings.input_dim), bool(settings.add_scale_ori)
         self._depth = settings.depth_confidence if depth is None else depth
         self._width = settings.width_confidence if width is None else width
-        self._sure = [float(value) for value in network.confidence_thresholds]
+        self._confidence_thresholds = [float(value) for value in network.confidence_thresholds]
 
-    def match(self, pairs: Sequence[tuple[Points, Points]], threshold: float) -> list[Found]:
+    def match(self, pairs: Sequence[tuple[Points, Points]], threshold: float) -> list[PairMatches]:
         """Matches of each pair; every image must have at least one point."""
         if not pairs:
             return []
-        found: list[Found | None] = [None] * len(pairs)
+        matches: list[PairMatches | None] = [None] * len(pairs)
         lengths = torch.tensor(
             [[len(a.position), len(b.position)] for a, b in pairs], device=pairs[0][0].position.device
         )
-        sides = self._side([a for a, _ in pairs]), self._side([b for _, b in pairs])
+        sides = self._batch_side([a for a, _ in pairs]), self._batch_side([b for _, b in pairs])
         number, total = torch.arange(len(pairs)), lengths.sum(1)
-        last = len(self._sure) - 1
+        last = len(self._confidence_thresholds) - 1
         for layer in range(last + 1):
-            sides = self._layer(layer, *sides)
-            tokens = self._tokens(layer, *sides) if self._depth > 0 and layer < last else None
+            sides = self._run_layer(layer, *sides)
+            tokens = self._point_confidences(layer, *sides) if self._depth > 0 and layer < last else None
             done = (
-                torch.ones_like(total, dtype=torch.bool) if layer == last else self._stops(layer, sides, tokens, total)
+                torch.ones_like(total, dtype=torch.bool)
+                if layer == last
+                else self._pairs_that_stop(layer, sides, tokens, total)
             )
             for row in torch.nonzero(done)[:, 0].tolist():
-                found[int(number[row])] = self._assignment(layer, sides[0], sides[1], row, threshold)
+                matches[int(number[row])] = self._assign(layer, sides[0], sides[1], row, threshold)
             rows = torch.nonzero(~done)[:, 0]
             if len(rows) == 0:
                 break
@@ -262,11 +264,11 @@ class Glue:
                 sides = sides[0].pairs(rows), sides[1].pairs(rows)
                 tokens = None if tokens is None else (tokens[0][rows], tokens[1][rows])
             if self._width > 0:
-                sides = self._pruned(layer, sides[0], tokens, 0), self._pruned(layer, sides[1], tokens, 1)
-        assert all(one is not None for one in found)
-        return [one for one in found if one is not None]
+                sides = self._prune_points(layer, sides[0], tokens, 0), self._prune_points(layer, sides[1], tokens, 1)
+        assert all(pair_matches is not None for pair_matches in matches)
+        return [pair_matches for pair_matches in matches if pair_matches is not None]
 
-    def _side(self, images: list[Points]) -> Side:
+    def _batch_side(self, images: list[Points]) -> Side:
         counts = torch.tensor([len(image.position) for image in images])
         positions = pad_sequence([image.position for image in images], batch_first=True)
         states = pad_sequence([image.descriptors for image in images], batch_first=True)
@@ -275,20 +277,20 @@ class Glue:
         keys = None if int(counts.min()) == n else index < counts.to(states.device)[:, None]
         return Side(self._network.input_proj(states), self._network.posenc(positions), index, keys)
 
-    def _layer(self, layer: int, a: Side, b: Side) -> tuple[Side, Side]:
+    def _run_layer(self, layer: int, a: Side, b: Side) -> tuple[Side, Side]:
         block = self._network.transformers[layer]
-        keys0, keys1 = _as_mask(a.keys), _as_mask(b.keys)
+        keys0, keys1 = _attention_mask(a.keys), _attention_mask(b.keys)
         states0 = block.self_attn(a.states, a.encoding, keys0)
         states1 = block.self_attn(b.states, b.encoding, keys1)
-        states0, states1 = _cross(block.cross_attn, states0, states1, keys0, keys1)
+        states0, states1 = _cross_attention(block.cross_attn, states0, states1, keys0, keys1)
         return Side(states0, a.encoding, a.index, a.keys), Side(states1, b.encoding, b.index, b.keys)
 
-    def _tokens(self, layer: int, a: Side, b: Side) -> tuple[Tensor, Tensor]:
+    def _point_confidences(self, layer: int, a: Side, b: Side) -> tuple[Tensor, Tensor]:
         """Confidence of each point."""
         with torch.autocast(a.states.device.type, enabled=False):
             return self._network.token_confidence[layer](a.states.float(), b.states.float())
 
-    def _stops(
+    def _pairs_that_stop(
         self, layer: int, sides: tuple[Side, Side], tokens: tuple[Tensor, Tensor] | None, total: Int[Tensor, " b"]
     ) -> Bool[Tensor, " b"]:
         """Which pairs stop here: enough of their initial points are confident, or an image has no points left."""
@@ -296,19 +298,20 @@ class Glue:
         if tokens is None:
             return empty
         unsure = sum(
-            ((token < self._sure[layer]) & side.points()).sum(1) for side, token in zip(sides, tokens, strict=True)
+            ((token < self._confidence_thresholds[layer]) & side.points()).sum(1)
+            for side, token in zip(sides, tokens, strict=True)
         )
         return empty | (1.0 - unsure / total > self._depth)
 
-    def _pruned(self, layer: int, side: Side, tokens: tuple[Tensor, Tensor] | None, which: int) -> Side:
+    def _prune_points(self, layer: int, side: Side, tokens: tuple[Tensor, Tensor] | None, which: int) -> Side:
         """Remove the points that are confidently unmatchable. Points that are not confident stay."""
         with torch.autocast(side.states.device.type, enabled=False):
             keep = self._network.log_assignment[layer].get_matchability(side.states.float()) > 1 - self._width
         if tokens is not None:
-            keep |= tokens[which] <= self._sure[layer]
+            keep |= tokens[which] <= self._confidence_thresholds[layer]
         return side.kept(keep & side.points())
 
-    def _assignment(self, layer: int, a: Side, b: Side, row: int, threshold: float) -> Found:
+    def _assign(self, layer: int, a: Side, b: Side, row: int, threshold: float) -> PairMatches:
         points0, points1 = a.points()[row], b.points()[row]
         head = self._network.log_assignment[layer]
         with torch.autocast(a.states.device.type, enabled=False):
@@ -318,11 +321,11 @@ class Glue:
         return index0[order].cpu().numpy(), index1[order].cpu().numpy(), scores[order].float().cpu().numpy()
 
 
-def _as_mask(keys: Bool[Tensor, "b n"] | None) -> Bool[Tensor, "b 1 1 n"] | None:
+def _attention_mask(keys: Bool[Tensor, "b n"] | None) -> Bool[Tensor, "b 1 1 n"] | None:
     return None if keys is None else keys[:, None, None, :]
 
 
-def _cross(
+def _cross_attention(
     block: nn.Module,
     states0: Float[Tensor, "b n d"],
     states1: Float[Tensor, "b m d"],
@@ -365,26 +368,30 @@ def assigned(
     part: Any = head
     scale = states0.shape[1] ** 0.25
     a, b = part.final_proj(states0) / scale, (part.final_proj(states1) / scale).T
-    sure0, sure1 = (F.logsigmoid(part.matchability(states)[:, 0]) for states in (states0, states1))
+    log_matchable0, log_matchable1 = (F.logsigmoid(part.matchability(states)[:, 0]) for states in (states0, states1))
     height = max(1, tile // m)
     parts = [slice(start, min(start + height, n)) for start in range(0, n, height)]
-    whole = a @ b if len(parts) == 1 else None
+    full_similarity = a @ b if len(parts) == 1 else None
     over_rows, over_columns = a.new_empty(n), a.new_full((m,), -torch.inf)
     for rows in parts:
-        similarity = a[rows] @ b if whole is None else whole
+        similarity = a[rows] @ b if full_similarity is None else full_similarity
         over_rows[rows] = similarity.logsumexp(1)
         over_columns = torch.logaddexp(over_columns, similarity.logsumexp(0))
     best0, best1 = a.new_empty(n), a.new_full((m,), -torch.inf)
     index0, index1 = torch.empty_like(best0, dtype=torch.long), torch.zeros_like(best1, dtype=torch.long)
     for rows in parts:
-        similarity = a[rows] @ b if whole is None else whole
-        log = (similarity - over_rows[rows, None]) + (similarity - over_columns) + (sure0[rows, None] + sure1)
+        similarity = a[rows] @ b if full_similarity is None else full_similarity
+        log = (
+            (similarity - over_rows[rows, None])
+            + (similarity - over_columns)
+            + (log_matchable0[rows, None] + log_matchable1)
+        )
         best0[rows], index0[rows] = log.max(1)
         tops, places = log.max(0)
         better = tops > best1
         index1 = torch.where(better, places + rows.start, index1)
         best1 = torch.where(better, tops, best1)
     scores = best0.exp()
-    good = (index1[index0] == torch.arange(n, device=a.device)) & (scores > threshold)
-    i = torch.nonzero(good)[:, 0]
+    is_match = (index1[index0] == torch.arange(n, device=a.device)) & (scores > threshold)
+    i = torch.nonzero(is_match)[:, 0]
     return i, index0[i], scores[i]

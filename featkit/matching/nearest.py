@@ -24,26 +24,28 @@ MAX_THREADS = 8  # pairs at a time on the CPU: each needs a tile of 4 MB per 1,0
 
 def match_pairs(batch: list[tuple[Features, Features]], config: MutualConfig, device: torch.device) -> list[Matches]:
     """Matches of each pair. Raises BadInputError for descriptors that cannot be compared."""
-    moved: dict[int, Tensor] = {}
-    loaded = [(*_aligned(a, b, moved, device), _bits(a, b), config) for a, b in batch]
+    on_device: dict[int, Tensor] = {}
+    loaded = [(*_load_aligned(a, b, on_device, device), _num_bits(a, b), config) for a, b in batch]
     if device.type != "cpu":
         return [_match_pair(*pair) for pair in loaded]
     with _one_pair_per_core() as pool:
         return list(pool.map(lambda pair: _match_pair(*pair), loaded))
 
 
-def _on_device(features: Features, moved: dict[int, Tensor], device: torch.device) -> Tensor:
+def _load_descriptors(features: Features, on_device: dict[int, Tensor], device: torch.device) -> Tensor:
     """Descriptors as float32 on the device; an image in several pairs of a batch is transferred once."""
-    if id(features) not in moved:
+    if id(features) not in on_device:
         rows = features.descriptors
         rows = unpack_signs(rows) if is_packed(rows) else np.require(rows, requirements=["C", "W"])
-        moved[id(features)] = torch.as_tensor(rows).to(device, torch.float32)
-    return moved[id(features)]
+        on_device[id(features)] = torch.as_tensor(rows).to(device, torch.float32)
+    return on_device[id(features)]
 
 
-def _aligned(a: Features, b: Features, moved: dict[int, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+def _load_aligned(
+    a: Features, b: Features, on_device: dict[int, Tensor], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Descriptors of a pair on the device; those of rotated images are aligned."""
-    rows0, rows1 = _on_device(a, moved, device), _on_device(b, moved, device)
+    rows0, rows1 = _load_descriptors(a, on_device, device), _load_descriptors(b, on_device, device)
     return rows0, rolled(rows1, a.turns, rotation_of_pair(a, b, rows0, rows1))
 
 
@@ -55,28 +57,30 @@ def _match_pair(a: Tensor, b: Tensor, bits: int, config: MutualConfig) -> Matche
         return Matches(np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32))
     usable0, usable1 = _finite_rows(a), _finite_rows(b)
     if len(usable0) < len(a) or len(usable1) < len(b):
-        return _match_usable(a, b, usable0, usable1, bits, config)
-    across, down = top_two(a, b)
-    good = down.index[across.index] == torch.arange(len(a), device=a.device)
-    good &= _passes(across, bits, config)
-    good &= _passes(down, bits, config)[across.index]
-    matches0 = torch.where(good, across.index, -1).to(torch.int32)
-    scores0 = torch.where(good, across.best / (bits or 1), 0.0)
+        return _match_finite_rows(a, b, usable0, usable1, bits, config)
+    forward, backward = top_two(a, b)
+    is_match = backward.index[forward.index] == torch.arange(len(a), device=a.device)
+    is_match &= _passes_thresholds(forward, bits, config)
+    is_match &= _passes_thresholds(backward, bits, config)[forward.index]
+    matches0 = torch.where(is_match, forward.index, -1).to(torch.int32)
+    scores0 = torch.where(is_match, forward.best / (bits or 1), 0.0)
     return Matches(matches0.cpu().numpy(), scores0.cpu().numpy())
 
 
-def _match_usable(a: Tensor, b: Tensor, usable0: Tensor, usable1: Tensor, bits: int, config: MutualConfig) -> Matches:
+def _match_finite_rows(
+    a: Tensor, b: Tensor, usable0: Tensor, usable1: Tensor, bits: int, config: MutualConfig
+) -> Matches:
     """Matches of the finite rows; the others match nothing and are no row's neighbour."""
-    inner = _match_pair(a[usable0], b[usable1], bits, config)
-    found = inner.matches0 >= 0
+    finite_matches = _match_pair(a[usable0], b[usable1], bits, config)
+    is_match = finite_matches.matches0 >= 0
     matches0, scores0 = np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32)
-    index0 = usable0.cpu().numpy()[found]
-    matches0[index0] = usable1.cpu().numpy()[inner.matches0[found]]
-    scores0[index0] = inner.scores0[found]
+    index0 = usable0.cpu().numpy()[is_match]
+    matches0[index0] = usable1.cpu().numpy()[finite_matches.matches0[is_match]]
+    scores0[index0] = finite_matches.scores0[is_match]
     return Matches(matches0, scores0)
 
 
-def _passes(top: TopTwo, bits: int, config: MutualConfig) -> Tensor:
+def _passes_thresholds(top: TopTwo, bits: int, config: MutualConfig) -> Tensor:
     """Ratio test and score threshold."""
     good = torch.ones_like(top.best, dtype=torch.bool)
     if config.min_score is not None:
@@ -114,7 +118,7 @@ def _one_pair_per_core() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(cores)
 
 
-def _bits(a: Features, b: Features) -> int:
+def _num_bits(a: Features, b: Features) -> int:
     """Length of the packed descriptors of a pair, 0 for real-valued ones. Raises BadInputError if the kinds differ."""
     if is_packed(a.descriptors) != is_packed(b.descriptors):
         raise BadInputError("binary descriptors (packed bits) and real-valued ones cannot be matched")
@@ -157,16 +161,16 @@ def top_two(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[TopTwo, T
     tile = torch.empty(product.tile_rows, columns, dtype=product.dtype, device=a.device)
     rows: list[TopTwo] = []
     none = tile.new_full((m,), product.nothing)
-    down = TopTwo(torch.zeros(m, dtype=torch.long, device=a.device), none, none.clone())
+    backward = TopTwo(torch.zeros(m, dtype=torch.long, device=a.device), none, none.clone())
     for start in range(0, n, product.tile_rows):
         part = tile[: min(product.tile_rows, n - start)]
         tile[len(part) :] = product.nothing
         product.compute(start, part)
         rows.append(_best_in_rows(part, product.nothing))
-        _update_columns(down, tile, m, start, product.nothing)
+        _update_columns(backward, tile, m, start, product.nothing)
     index, best, second = (torch.cat([getattr(row, name) for row in rows]) for name in ("index", "best", "second"))
-    across = TopTwo(index, product.similarities(best), product.similarities(second))
-    return across, TopTwo(down.index, product.similarities(down.best), product.similarities(down.second))
+    forward = TopTwo(index, product.similarities(best), product.similarities(second))
+    return forward, TopTwo(backward.index, product.similarities(backward.best), product.similarities(backward.second))
 
 
 def _best_in_rows(tile: Shaped[Tensor, "r c"], nothing: float) -> TopTwo:
@@ -177,7 +181,7 @@ def _best_in_rows(tile: Shaped[Tensor, "r c"], nothing: float) -> TopTwo:
     best, group = peaks.max(1)
     members = groups.gather(2, group[:, None, None].expand(-1, MEMBERS, 1))[:, :, 0]
     place = members.max(1).indices
-    second = torch.maximum(_without(peaks, group, 1, nothing), _without(members, place, 1, nothing))
+    second = torch.maximum(_largest_except(peaks, group, 1, nothing), _largest_except(members, place, 1, nothing))
     index = place * stride + group
     tied = torch.nonzero(second == best)[:, 0]
     if len(tied):  # the lowest group need not contain the lowest index; argmax returns the first of equals
@@ -197,8 +201,10 @@ def _update_columns(old: TopTwo, tile: Shaped[Tensor, "r c"], m: int, start: int
     part = inside.max(1).indices
     members = entries[group * GROUPS + part, :, columns]
     place = members.max(1).indices
-    beside = torch.maximum(_without(inside, part, 1, nothing), _without(members, place, 1, nothing))
-    second = torch.maximum(_without(large, group, 0, nothing), beside)
+    second_in_group = torch.maximum(
+        _largest_except(inside, part, 1, nothing), _largest_except(members, place, 1, nothing)
+    )
+    second = torch.maximum(_largest_except(large, group, 0, nothing), second_in_group)
     index = (group * GROUPS + part) * FEW + place + start
     best_before, second_before = old.best[columns], old.second[columns]
     better = best > best_before  # ties keep the earlier one
@@ -207,7 +213,9 @@ def _update_columns(old: TopTwo, tile: Shaped[Tensor, "r c"], m: int, start: int
     old.second[columns] = torch.where(better, torch.maximum(second, best_before), torch.maximum(best, second_before))
 
 
-def _without(values: Shaped[Tensor, "*s"], index: Int[Tensor, " n"], dim: int, nothing: float) -> Shaped[Tensor, " n"]:
+def _largest_except(
+    values: Shaped[Tensor, "*s"], index: Int[Tensor, " n"], dim: int, nothing: float
+) -> Shaped[Tensor, " n"]:
     """The largest along a dimension except the entry at `index`, which is overwritten; `nothing` if there is none."""
     return values.scatter_(dim, index.unsqueeze(dim), nothing).amax(dim)
 
@@ -287,9 +295,9 @@ def codes_of(rows: Float[Tensor, "n d"]) -> Codes | None:
     """Descriptors as 8-bit integers; None if they cannot be represented exactly."""
     for scale in SCALES if rows.numel() else ():
         scaled = rows * scale
-        least, most = (float(value) for value in scaled.aminmax())
-        shift = SHIFT if most > LARGEST else 0
-        if least < shift - SHIFT or most - shift > LARGEST:
+        smallest, largest = (float(value) for value in scaled.aminmax())
+        shift = SHIFT if largest > LARGEST else 0
+        if smallest < shift - SHIFT or largest - shift > LARGEST:
             continue
         codes = (scaled - shift).to(torch.int8)
         if torch.equal(codes + scaled.new_tensor(shift), scaled):
@@ -360,7 +368,7 @@ def rotation_of_pair(a: Features, b: Features, rows0: Float[Tensor, "n c"], rows
         raise BadInputError(f"features with {a.turns} and {b.turns} turns cannot be matched; extract both the same way")
     if a.turns == 1 or rows0.shape[1] != rows1.shape[1]:
         return 0
-    return relative_rotation(rows0[_best_of(a, TRIED)], rows1[_best_of(b, TRIED)], a.turns)
+    return relative_rotation(rows0[_best_keypoints(a, TRIED)], rows1[_best_keypoints(b, TRIED)], a.turns)
 
 
 def rolled(rows: Float[Tensor, "n k*d"], turns: int, places: int) -> Float[Tensor, "n k*d"]:
@@ -378,24 +386,24 @@ def relative_rotation(a: Float[Tensor, "n k*d"], b: Float[Tensor, "m k*d"], turn
     a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
     if len(a) < 2 or len(b) < 2:
         return 0
-    agreeing = [_agreeing(a @ rolled(b, turns, places).T) for places in range(turns)]
+    agreeing = [_count_agreeing(a @ rolled(b, turns, places).T) for places in range(turns)]
     return max(range(turns), key=lambda places: (agreeing[places], -places))
 
 
-def _best_of(features: Features, count: int) -> np.ndarray:
+def _best_keypoints(features: Features, count: int) -> np.ndarray:
     """Indices of the best keypoints, at most `count`."""
     return np.argsort(-features.scores, kind="stable")[:count].copy()
 
 
-def _agreeing(similarity: Float[Tensor, "n m"]) -> int:
+def _count_agreeing(similarity: Float[Tensor, "n m"]) -> int:
     """Number of mutual nearest neighbours that pass the ratio test in both directions."""
-    across, down = similarity.topk(2, dim=1), similarity.topk(2, dim=0)
-    good = down.indices[0][across.indices[:, 0]] == torch.arange(len(similarity), device=similarity.device)
-    good &= _clear(across.values[:, 0], across.values[:, 1])
-    good &= _clear(down.values[0], down.values[1])[across.indices[:, 0]]
-    return int(good.sum())
+    forward, backward = similarity.topk(2, dim=1), similarity.topk(2, dim=0)
+    is_match = backward.indices[0][forward.indices[:, 0]] == torch.arange(len(similarity), device=similarity.device)
+    is_match &= _passes_ratio(forward.values[:, 0], forward.values[:, 1])
+    is_match &= _passes_ratio(backward.values[0], backward.values[1])[forward.indices[:, 0]]
+    return int(is_match.sum())
 
 
-def _clear(best: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> Tensor:
+def _passes_ratio(best: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> Tensor:
     """The ratio test for similarities: |a - b|^2 = 2 - 2 ab for unit vectors."""
     return (1 - best) < RATIO**2 * (1 - second)

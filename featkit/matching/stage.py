@@ -40,14 +40,16 @@ def run(
     Raises BadInputError if a pair names an image without features, or if `output` was made from other features or
     with another configuration.
     """
-    with _opened(method, features, pairs, output, query_features, overwrite) as work:
-        if len(work.todo) < work.total:
-            LOGGER.info("match: %d of %d pairs are done already", work.total - len(work.todo), work.total)
+    with _open_job(method, features, pairs, output, query_features, overwrite) as job:
+        if len(job.todo) < job.total:
+            LOGGER.info("match: %d of %d pairs are done already", job.total - len(job.todo), job.total)
         size = int(getattr(method.own, "batch_size", DEFAULT_BATCH))
-        with progress("match", len(work.todo), "pairs") as advance:
-            for batch, loaded in _read_ahead(work.todo, work.store0, work.store1, size):
-                for pair, both, found in zip(batch, loaded, _match(method.built, batch, loaded), strict=True):
-                    work.matches.write(pair, found, work.digests(pair), len(both[1]))
+        with progress("match", len(job.todo), "pairs") as advance:
+            for batch, loaded in _read_ahead(job.todo, job.store0, job.store1, size):
+                for pair, pair_features, pair_matches in zip(
+                    batch, loaded, _match_batch(method.built, batch, loaded), strict=True
+                ):
+                    job.matches.write(pair, pair_matches, job.digests(pair), len(pair_features[1]))
                 advance(len(batch))
     return output
 
@@ -59,12 +61,12 @@ def waiting(
 
     Raises as `run` does.
     """
-    with _opened(method, features, pairs, output, None, overwrite) as work:
-        return work.todo, work.total
+    with _open_job(method, features, pairs, output, None, overwrite) as job:
+        return job.todo, job.total
 
 
 @dataclass(frozen=True)
-class _Work:
+class _MatchJob:
     """The stores of a run, digests of the features of a pair, the unmatched pairs, and the number of all pairs."""
 
     store0: FeatureStore
@@ -76,54 +78,54 @@ class _Work:
 
 
 @contextmanager
-def _opened(
+def _open_job(
     method: Method[Matcher],
     features: Path,
     pairs: Path | list[Pair],
     output: Path,
     query_features: Path | None,
     overwrite: bool,
-) -> Iterator[_Work]:
+) -> Iterator[_MatchJob]:
     where = pairs if isinstance(pairs, Path) else "pairs"
     with ExitStack() as stack:
         store1 = stack.enter_context(open_features(features))
         store0 = stack.enter_context(open_features(query_features)) if query_features else store1
         spelled = (Spelling(store0.names), Spelling(store1.names))
-        listed = read_pairs(pairs, query_features is not None, spelled) if isinstance(pairs, Path) else pairs
-        _check(listed, store0, store1, where)
+        all_pairs = read_pairs(pairs, query_features is not None, spelled) if isinstance(pairs, Path) else pairs
+        _check_features_exist(all_pairs, store0, store1, where)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
-        weights = _weights(method, store0, store1)
+        weights = _weights_of_stores(method, store0, store1)
         matches = stack.enter_context(append_matches(output, method.config, origin, overwrite, weights))
         digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
 
         def digests(pair: Pair) -> tuple[str, str]:
             return digest0(pair.name0), digest1(pair.name1)
 
-        todo = [pair for pair in listed if not matches.has(pair, digests(pair))]
-        yield _Work(store0, store1, matches, digests, todo, len(listed))
+        todo = [pair for pair in all_pairs if not matches.has(pair, digests(pair))]
+        yield _MatchJob(store0, store1, matches, digests, todo, len(all_pairs))
 
 
-def _weights(method: Method[Matcher], store0: FeatureStore, store1: FeatureStore) -> str:
+def _weights_of_stores(method: Method[Matcher], store0: FeatureStore, store1: FeatureStore) -> str:
     try:
-        found = {weights_for(method.built, store.extractor) for store in (store0, store1)}
+        sha256s = {weights_for(method.built, store.extractor) for store in (store0, store1)}
     except UsageError as error:
         raise UsageError(f"{store1.path}: {error}") from None
-    if len(found) > 1:
+    if len(sha256s) > 1:
         raise BadInputError(
             f"{store0.path}: features of {store0.extractor}, but {store1.path}: {store1.extractor}; extract both the"
             " same way"
         )
-    return found.pop()
+    return sha256s.pop()
 
 
-def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:
+def _match_batch(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:
     try:
         return matcher.match(loaded)
     except BadInputError as error:
         raise BadInputError(f"{batch[0].name0!r}, {batch[0].name1!r}: {error}; extract both with one method") from None
 
 
-def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, where: Path | str) -> None:
+def _check_features_exist(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, where: Path | str) -> None:
     known0 = set(store0.names())
     known1 = known0 if store1 is store0 else set(store1.names())
     for missing, store in (
@@ -145,19 +147,19 @@ def _read_ahead(
     def load(second: bool, name: str) -> Features:
         return (store1 if second else store0).read(name)
 
-    same = store0 is store1
+    is_one_store = store0 is store1
 
     def load_batch(batch: list[Pair]) -> list[tuple[Features, Features]]:
-        return [(load(same, pair.name0), load(True, pair.name1)) for pair in batch]
+        return [(load(is_one_store, pair.name0), load(True, pair.name1)) for pair in batch]
 
     batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        coming = reader.submit(load_batch, batches[0]) if batches else None
+        next_batch = reader.submit(load_batch, batches[0]) if batches else None
         for index, batch in enumerate(batches):
-            assert coming is not None
-            loaded = coming.result()
+            assert next_batch is not None
+            loaded = next_batch.result()
             if index + 1 < len(batches):
-                coming = reader.submit(load_batch, batches[index + 1])
+                next_batch = reader.submit(load_batch, batches[index + 1])
             yield batch, loaded
 
 
@@ -195,5 +197,5 @@ class LearnedMatcher(Matcher, Protocol):
 
 def weights_for(matcher: Matcher, extractor: str) -> str:
     """`LearnedMatcher.weights_for`; "" for a matcher without weights."""
-    own = getattr(matcher, "weights_for", None)
-    return "" if own is None else str(own(extractor))
+    method = getattr(matcher, "weights_for", None)
+    return "" if method is None else str(method(extractor))

@@ -48,7 +48,7 @@ from featkit.onnx.graphs import (
 )
 from featkit.weights.catalogue import catalogue, load_published
 from featkit.weights.exchange import published_patch_network
-from featkit.weights.files import SCFEAT_FORMAT, find_whole, load_patch_network, load_scfeat_network, read_metadata
+from featkit.weights.files import SCFEAT_FORMAT, find_verified, load_patch_network, load_scfeat_network, read_metadata
 from featkit.weights.manifest import SUFFIX, listed, sha256_of
 
 OPSET = 17
@@ -114,10 +114,10 @@ def export_onnx(name: str, out: Path, changes: dict[str, Any] | None = None) -> 
     that are missing or damaged, and for a file at `out` that featkit did not make; EmptyResultError if the results
     differ; NotWritableError.
     """
-    onnx, runtime = _packages()
+    onnx, runtime = _import_packages()
     refuse_foreign(out)
     prepared = prepare(name, changes or {})
-    model = onnx.load_model_from_string(_traced(prepared))
+    model = onnx.load_model_from_string(_trace_graph(prepared))
     for value in model.graph.output:
         _name_axes(value, prepared.outputs[value.name])
     model.producer_name, model.producer_version = PRODUCER, __version__
@@ -125,7 +125,7 @@ def export_onnx(name: str, out: Path, changes: dict[str, Any] | None = None) -> 
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
     onnx.checker.check_model(model)
     content = model.SerializeToString(deterministic=True)
-    checks = prepared.compare(_session(runtime, content, list(prepared.examples)))
+    checks = prepared.compare(_open_session(runtime, content, list(prepared.examples)))
     write_bytes(out, content)
     digest = hashlib.sha256(content).hexdigest()
     return OnnxNetwork(out, digest, len(content), prepared.inputs, prepared.outputs, metadata, checks)
@@ -134,18 +134,18 @@ def export_onnx(name: str, out: Path, changes: dict[str, Any] | None = None) -> 
 def prepare(name: str, changes: dict[str, Any]) -> Prepared:
     """The graph of a network, and how it is checked. Raises as `export_onnx` does."""
     if name in LIGHTGLUE_NETWORKS:
-        return _matcher(name, changes)
+        return _prepare_matcher(name, changes)
     if name in ALIKED_NETWORKS or name in ("disk", "xfeat"):
-        return _published(name, changes)
+        return _prepare_published(name, changes)
     if name == "doghardnet":
-        return _doghardnet(changes)
+        return _prepare_doghardnet(changes)
     if name in catalogue():
-        there = ", ".join([*ALIKED_NETWORKS, "disk", "xfeat", "doghardnet", *LIGHTGLUE_NETWORKS])
-        raise UsageError(f"{name} cannot be exported to ONNX yet; published networks that can: {there}")
-    path = find_whole(_weights_of_run(name))
+        supported = ", ".join([*ALIKED_NETWORKS, "disk", "xfeat", "doghardnet", *LIGHTGLUE_NETWORKS])
+        raise UsageError(f"{name} cannot be exported to ONNX yet; published networks that can: {supported}")
+    path = find_verified(_weights_of_run(name))
     if read_metadata(path).get("format") == SCFEAT_FORMAT:
-        return _scfeat(name, path, changes)
-    return _patches(name, path, changes)
+        return _prepare_scfeat(name, path, changes)
+    return _prepare_patches(name, path, changes)
 
 
 def _weights_of_run(name: str) -> str:
@@ -158,7 +158,7 @@ def _weights_of_run(name: str) -> str:
     return str(best)
 
 
-def _packages() -> tuple[Any, Any]:
+def _import_packages() -> tuple[Any, Any]:
     try:
         return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     except ImportError as error:
@@ -167,7 +167,7 @@ def _packages() -> tuple[Any, Any]:
         ) from None
 
 
-def _traced(prepared: Prepared) -> bytes:
+def _trace_graph(prepared: Prepared) -> bytes:
     file = io.BytesIO()
     graph = prepared.graph.eval().requires_grad_(False)
     with warnings.catch_warnings(), torch.no_grad():
@@ -181,12 +181,14 @@ def _traced(prepared: Prepared) -> bytes:
             do_constant_folding=False,  # it loses one of two equal parameters; runtimes do their own folding
             input_names=list(prepared.examples),
             output_names=list(prepared.outputs),
-            dynamic_axes={name: _free(shape) for name, shape in {**prepared.inputs, **prepared.outputs}.items()},
+            dynamic_axes={
+                name: _dynamic_axes(shape) for name, shape in {**prepared.inputs, **prepared.outputs}.items()
+            },
         )
     return file.getvalue()
 
 
-def _session(runtime: Any, content: bytes, names: list[str]) -> Run:
+def _open_session(runtime: Any, content: bytes, names: list[str]) -> Run:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -197,7 +199,7 @@ def _session(runtime: Any, content: bytes, names: list[str]) -> Run:
     return run
 
 
-def _free(shape: Shape) -> dict[int, str]:
+def _dynamic_axes(shape: Shape) -> dict[int, str]:
     return {axis: length for axis, length in enumerate(shape) if isinstance(length, str)}
 
 
@@ -213,7 +215,7 @@ def _name_axes(value: Any, shape: Shape) -> None:
 # Images -> features.
 
 
-def _scfeat(name: str, path: Path, changes: dict[str, Any]) -> Prepared:
+def _prepare_scfeat(name: str, path: Path, changes: dict[str, Any]) -> Prepared:
     method = resolve("extractor", "scfeat", {**changes, "weights": name if listed(name) else str(path)}, "cpu")
     config = method.own
     assert isinstance(config, ScfeatConfig)
@@ -221,22 +223,22 @@ def _scfeat(name: str, path: Path, changes: dict[str, Any]) -> Prepared:
     row = listed(name)
     about = {"name": name, "licence": row.licence if row else "", "weights_sha256": sha256_of(path)}
     dimension = graph.network.dimension + (config.normalisation == "fusion")
-    return _of_images(graph, method.built, config, dimension, about, SCFEAT_SIDE_PX)
+    return _prepare_image_graph(graph, method.built, config, dimension, about, SCFEAT_SIDE_PX)
 
 
-def _published(name: str, changes: dict[str, Any]) -> Prepared:
+def _prepare_published(name: str, changes: dict[str, Any]) -> Prepared:
     method = resolve("extractor", name, changes, "cpu")
     config: Any = method.own
     options = {"nms_radius": config.nms_radius} if name in ALIKED_NETWORKS else {}
     weights = load_published(name, config.weights)
     network = load_network(name, weights, **options)
     kind = AlikedGraph if name in ALIKED_NETWORKS else DiskGraph if name == "disk" else XfeatGraph
-    about = {**_about(name), "weights_sha256": weights.sha256}
+    about = {**_catalogue_metadata(name), "weights_sha256": weights.sha256}
     extractor = method.built
-    return _of_images(kind(network, config), extractor, config, extractor.dimension, about, PUBLISHED_SIDE_PX)
+    return _prepare_image_graph(kind(network, config), extractor, config, extractor.dimension, about, PUBLISHED_SIDE_PX)
 
 
-def _of_images(
+def _prepare_image_graph(
     graph: nn.Module, extractor: Any, config: Any, dimension: int, about: dict[str, str], side_px: int
 ) -> Prepared:
     count = config.max_keypoints
@@ -265,7 +267,7 @@ def _of_images(
         return _compare_features(run, graph, extractor)
 
     number, width, height = TRACED
-    example = torch.from_numpy(np.stack([_picture(width, height, seed) for seed in range(number)]))
+    example = torch.from_numpy(np.stack([_noise_image(width, height, seed) for seed in range(number)]))
     examples = {IMAGES: example.permute(0, 3, 1, 2).float() / 255}
     return Prepared(graph, examples, {IMAGES: ("batch", 3, "height", "width")}, outputs, metadata, compare)
 
@@ -275,34 +277,34 @@ def _compare_features(run: Run, graph: nn.Module, extractor: Any) -> dict[str, f
 
     A common keypoint is within LARGEST_DISTANCE_PX, and its descriptors within LARGEST_DIFFERENCE.
     """
-    found = {"keypoints": 0.0, "shared": 1.0, "keypoints_px": 0.0, "descriptors": 0.0, "score_map": 0.0}
+    checks = {"keypoints": 0.0, "shared": 1.0, "keypoints_px": 0.0, "descriptors": 0.0, "score_map": 0.0}
     total = common = 0
     for count, width, height in CHECKED:
-        images = [_picture(width, height, seed) for seed in range(2, 2 + count)]
+        images = [_noise_image(width, height, seed) for seed in range(2, 2 + count)]
         pixels = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255
         points, scores, descriptors, score_map = run(pixels)
         with torch.inference_mode():
             expected = graph(torch.from_numpy(pixels))[3].numpy()
         scale = max(1.0, float(np.abs(expected).max()))
-        _keep_largest(found, "score_map", np.abs(score_map - expected) / scale)
+        _keep_largest(checks, "score_map", np.abs(score_map - expected) / scale)
         for row, image in enumerate(images):
-            own, given = extractor.extract(image), scores[row] > NO_KEYPOINT
-            nearest, distances = _nearest(own.keypoints, points[row][given])
+            features, is_keypoint = extractor.extract(image), scores[row] > NO_KEYPOINT
+            nearest, distances = _nearest_points(features.keypoints, points[row][is_keypoint])
             near = np.flatnonzero(distances <= LARGEST_DISTANCE_PX)
-            theirs = descriptors[row][given][nearest[near]]
-            differences = np.abs(own.descriptors[near].astype(np.float32) - theirs).max(1, initial=0.0)
-            limit = HALF_DESCRIPTORS if own.descriptors.dtype == np.float16 else LARGEST_DIFFERENCE
+            theirs = descriptors[row][is_keypoint][nearest[near]]
+            differences = np.abs(features.descriptors[near].astype(np.float32) - theirs).max(1, initial=0.0)
+            limit = HALF_DESCRIPTORS if features.descriptors.dtype == np.float16 else LARGEST_DIFFERENCE
             same = differences <= limit
-            total, common = total + max(len(own), int(given.sum())), common + int(same.sum())
-            _keep_largest(found, "keypoints_px", distances[near][same])
-            _keep_largest(found, "descriptors", differences[same])
-    found |= {"keypoints": total, "shared": common / max(total, 1)}
-    _refuse_few("keypoints", total, common)
-    _refuse(found, {"score_map": LARGEST_DIFFERENCE})
-    return found
+            total, common = total + max(len(features), int(is_keypoint.sum())), common + int(same.sum())
+            _keep_largest(checks, "keypoints_px", distances[near][same])
+            _keep_largest(checks, "descriptors", differences[same])
+    checks |= {"keypoints": total, "shared": common / max(total, 1)}
+    _check_shared("keypoints", total, common)
+    _check_differences(checks, {"score_map": LARGEST_DIFFERENCE})
+    return checks
 
 
-def _nearest(own: Float[np.ndarray, "n 2"], theirs: Float[np.ndarray, "m 2"]) -> tuple[np.ndarray, np.ndarray]:
+def _nearest_points(own: Float[np.ndarray, "n 2"], theirs: Float[np.ndarray, "m 2"]) -> tuple[np.ndarray, np.ndarray]:
     """For each of `own` the index of the nearest of `theirs`, and its distance, px (infinity if there is none)."""
     if len(own) == 0 or len(theirs) == 0:
         return np.zeros(len(own), int), np.full(len(own), np.inf)
@@ -315,26 +317,26 @@ def _nearest(own: Float[np.ndarray, "n 2"], theirs: Float[np.ndarray, "m 2"]) ->
 # Patches -> descriptors.
 
 
-def _patches(name: str, path: Path, changes: dict[str, Any]) -> Prepared:
-    _no_fields(name, changes)
+def _prepare_patches(name: str, path: Path, changes: dict[str, Any]) -> Prepared:
+    _refuse_settings(name, changes)
     network, row = load_patch_network(name if listed(name) else path)
     licence = row.licence if row else read_metadata(path).get("licence", "")
-    return _of_patches(network, {"name": name, "licence": licence, "weights_sha256": sha256_of(path)})
+    return _prepare_patch_graph(network, {"name": name, "licence": licence, "weights_sha256": sha256_of(path)})
 
 
-def _doghardnet(changes: dict[str, Any]) -> Prepared:
-    _no_fields("doghardnet", {key: value for key, value in changes.items() if key != "weights"})
+def _prepare_doghardnet(changes: dict[str, Any]) -> Prepared:
+    _refuse_settings("doghardnet", {key: value for key, value in changes.items() if key != "weights"})
     weights = load_published("doghardnet", str(changes.get("weights", "")))
     network = published_patch_network("hardnet", weights.tensors, weights.path)
-    return _of_patches(network, {**_about("doghardnet"), "weights_sha256": weights.sha256})
+    return _prepare_patch_graph(network, {**_catalogue_metadata("doghardnet"), "weights_sha256": weights.sha256})
 
 
-def _no_fields(name: str, changes: dict[str, Any]) -> None:
+def _refuse_settings(name: str, changes: dict[str, Any]) -> None:
     if changes:
         raise UsageError(f"--set {next(iter(changes))}: {name} describes patches and has no settings")
 
 
-def _of_patches(network: PatchNetwork, about: dict[str, str]) -> Prepared:
+def _prepare_patch_graph(network: PatchNetwork, about: dict[str, str]) -> Prepared:
     graph, frozen, side = PatchGraph(network), FrozenNetwork(network, torch.device("cpu")), network.input_px
     what = "values: a bit is 1 where the value is above 0" if network.is_binary else "descriptors: rows of length 1"
     output = what.partition(":")[0]
@@ -349,44 +351,44 @@ def _of_patches(network: PatchNetwork, about: dict[str, str]) -> Prepared:
     }
 
     def compare(run: Run) -> dict[str, float]:
-        found = {"patches": 0.0, output: 0.0}
+        checks = {"patches": 0.0, output: 0.0}
         for count in (1, 5):
-            patches = _some_patches(count, side, seed=count)
+            patches = _example_patches(count, side, seed=count)
             with torch.inference_mode():
                 expected = frozen(patches[:, 0]).numpy()
             scale = max(1.0, float(np.abs(expected).max()))
-            _keep_largest(found, output, np.abs(run(patches.numpy())[0] - expected) / scale)
-            found["patches"] += count
-        _refuse(found, {output: LARGEST_DIFFERENCE})
-        return found
+            _keep_largest(checks, output, np.abs(run(patches.numpy())[0] - expected) / scale)
+            checks["patches"] += count
+        _check_differences(checks, {output: LARGEST_DIFFERENCE})
+        return checks
 
     outputs: dict[str, Shape] = {output: ("count", network.dimension)}
     inputs: dict[str, Shape] = {"patches": ("count", 1, side, side)}
-    return Prepared(graph, {"patches": _some_patches(3, side, seed=0)}, inputs, outputs, metadata, compare)
+    return Prepared(graph, {"patches": _example_patches(3, side, seed=0)}, inputs, outputs, metadata, compare)
 
 
-def _some_patches(count: int, side: int, seed: int) -> Float[Tensor, "n 1 s s"]:
-    whole = _picture(side * count, side, seed)[..., 0]
-    return torch.from_numpy(np.stack(np.split(whole, count, axis=1)))[:, None].float() / 255
+def _example_patches(count: int, side: int, seed: int) -> Float[Tensor, "n 1 s s"]:
+    strip = _noise_image(side * count, side, seed)[..., 0]
+    return torch.from_numpy(np.stack(np.split(strip, count, axis=1)))[:, None].float() / 255
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Features of two images -> matches.
 
 
-def _matcher(name: str, changes: dict[str, Any]) -> Prepared:
+def _prepare_matcher(name: str, changes: dict[str, Any]) -> Prepared:
     fields = LightGlueConfig.model_fields
     if refused := [key for key in changes if key in fields and key not in ("weights", "filter_threshold")]:
         raise UsageError(f"--set {refused[0]}: not supported, as an exported matcher runs all layers on all keypoints")
-    whole = {"depth_confidence": -1.0, "width_confidence": -1.0}
-    config = make(LightGlueConfig, {"weights": name, **whole, **changes}, f"matcher {name!r}")
+    without_pruning = {"depth_confidence": -1.0, "width_confidence": -1.0}
+    config = make(LightGlueConfig, {"weights": name, **without_pruning, **changes}, f"matcher {name!r}")
     weights = load_published(name, config.weights)
     network = load_network(name, weights)
     graph = LightGlueGraph(network, config.filter_threshold)
     takes_scales = bool(network.conf.add_scale_ori)
     shape = "x, y, scale, angle (radians)" if takes_scales else "x, y"
     metadata = {
-        **_about(name),
+        **_catalogue_metadata(name),
         "weights_sha256": weights.sha256,
         "config": config.canonical_json(),
         "preprocessing": (
@@ -396,15 +398,15 @@ def _matcher(name: str, changes: dict[str, Any]) -> Prepared:
         ),
         "outputs": "matches0: for each keypoint of image 0 its partner's index in image 1, or -1; scores0: 0 to 1",
     }
-    size, places = int(network.conf.input_dim), 4 if takes_scales else 2
+    size, num_coordinates = int(network.conf.input_dim), 4 if takes_scales else 2
     shapes: dict[str, Shape] = {}
     for image in (0, 1):
-        shapes[f"keypoints{image}"] = ("batch", f"count{image}", places)
+        shapes[f"keypoints{image}"] = ("batch", f"count{image}", num_coordinates)
         shapes[f"descriptors{image}"] = ("batch", f"count{image}", size)
         shapes[f"image_size{image}"] = ("batch", 2)
     outputs: dict[str, Shape] = {"matches0": ("batch", "count0"), "scores0": ("batch", "count0")}
-    traced = [_pair(size, takes_scales, seed, 40, 50) for seed in (0, 1)]
-    examples = dict(zip(shapes, (torch.from_numpy(array) for array in _stacked(traced)), strict=True))
+    traced = [_example_pair(size, takes_scales, seed, 40, 50) for seed in (0, 1)]
+    examples = dict(zip(shapes, (torch.from_numpy(array) for array in _stack_pairs(traced)), strict=True))
     matcher = LightGlueMatcher(config, "cpu")
 
     def compare(run: Run) -> dict[str, float]:
@@ -414,23 +416,23 @@ def _matcher(name: str, changes: dict[str, Any]) -> Prepared:
 
 
 def _compare_matches(run: Run, matcher: LightGlueMatcher, size: int, takes_scales: bool, name: str) -> dict[str, float]:
-    found = {"matches": 0.0, "scores": 0.0, "shared": 1.0}
-    pairs = [_pair(size, takes_scales, seed, *POINTS) for seed in (2, 3, 4)]
-    matches, scores = run(*_stacked(pairs))
+    checks = {"matches": 0.0, "scores": 0.0, "shared": 1.0}
+    pairs = [_example_pair(size, takes_scales, seed, *POINTS) for seed in (2, 3, 4)]
+    matches, scores = run(*_stack_pairs(pairs))
     total = common = 0
     for row, pair in enumerate(pairs):
-        own = matcher.match([(_as_features(pair[:3], name), _as_features(pair[3:], name))])[0]
-        same = (own.matches0 == matches[row]) & (own.matches0 >= 0)
-        either = (own.matches0 >= 0) | (matches[row] >= 0)
+        expected = matcher.match([(_as_features(pair[:3], name), _as_features(pair[3:], name))])[0]
+        same = (expected.matches0 == matches[row]) & (expected.matches0 >= 0)
+        either = (expected.matches0 >= 0) | (matches[row] >= 0)
         total, common = total + int(either.sum()), common + int(same.sum())
-        _keep_largest(found, "scores", np.abs(own.scores0 - scores[row])[same])
-    found |= {"matches": total, "shared": common / max(total, 1)}
-    _refuse_few("matches", total, common)
-    _refuse(found, {"scores": SCORE_DIFFERENCE})
-    return found
+        _keep_largest(checks, "scores", np.abs(expected.scores0 - scores[row])[same])
+    checks |= {"matches": total, "shared": common / max(total, 1)}
+    _check_shared("matches", total, common)
+    _check_differences(checks, {"scores": SCORE_DIFFERENCE})
+    return checks
 
 
-def _pair(size: int, takes_scales: bool, seed: int, count0: int, count1: int) -> list[np.ndarray]:
+def _example_pair(size: int, takes_scales: bool, seed: int, count0: int, count1: int) -> list[np.ndarray]:
     """Keypoints, descriptors and size of two images; keypoints of the first are also in the second, shifted."""
     random = np.random.default_rng(seed)
     width, height = 640, 480
@@ -439,17 +441,17 @@ def _pair(size: int, takes_scales: bool, seed: int, count0: int, count1: int) ->
         points = np.concatenate([points, random.uniform((2, -3), (8, 3), (count1, 2))], axis=1)
     rows = random.normal(size=(count1, size))
     noisy = rows + 0.1 * random.normal(size=rows.shape)
-    moved = points.copy()
-    moved[:, :2] += 5
-    given = [points[:count0], rows[:count0], moved, noisy]
+    shifted = points.copy()
+    shifted[:, :2] += 5
+    arrays = [points[:count0], rows[:count0], shifted, noisy]
     for index in (1, 3):
-        given[index] = given[index] / np.linalg.norm(given[index], axis=1, keepdims=True)
+        arrays[index] = arrays[index] / np.linalg.norm(arrays[index], axis=1, keepdims=True)
     sizes = np.array([width, height], np.float32)
-    first, second = ([array.astype(np.float32) for array in given[part : part + 2]] for part in (0, 2))
+    first, second = ([array.astype(np.float32) for array in arrays[part : part + 2]] for part in (0, 2))
     return [*first, sizes, *second, sizes]
 
 
-def _stacked(pairs: list[list[np.ndarray]]) -> list[np.ndarray]:
+def _stack_pairs(pairs: list[list[np.ndarray]]) -> list[np.ndarray]:
     return [np.stack(arrays) for arrays in zip(*pairs, strict=True)]
 
 
@@ -466,30 +468,30 @@ def _as_features(arrays: list[np.ndarray], name: str) -> Features:
 # Shared by all exports.
 
 
-def _about(name: str) -> dict[str, str]:
+def _catalogue_metadata(name: str) -> dict[str, str]:
     row = catalogue()[name]
     return {"name": name, "licence": row.licence, "paper": row.paper, "page": row.page}
 
 
-def _picture(width: int, height: int, seed: int) -> UInt8[np.ndarray, "h w 3"]:
+def _noise_image(width: int, height: int, seed: int) -> UInt8[np.ndarray, "h w 3"]:
     """Smooth colour noise, reproducible from the arguments."""
     noise = np.random.default_rng(seed).normal(size=(height, width, 3))
     smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
     return np.clip(128 + 50 * smooth / smooth.std(), 0, 255).astype(np.uint8)
 
 
-def _keep_largest(found: dict[str, float], key: str, differences: np.ndarray) -> None:
-    found[key] = max(found[key], float(differences.max(initial=0.0)))
+def _keep_largest(checks: dict[str, float], key: str, differences: np.ndarray) -> None:
+    checks[key] = max(checks[key], float(differences.max(initial=0.0)))
 
 
-def _refuse_few(what: str, total: int, common: int) -> None:
+def _check_shared(what: str, total: int, common: int) -> None:
     if total == 0:
         raise EmptyResultError(f"not written: the check found no {what}; try other settings or weights")
     if common < MIN_SHARED * total:
         raise EmptyResultError(f"not written: of {total} {what} in the check only {common} are the same as featkit's")
 
 
-def _refuse(found: dict[str, float], allowed: dict[str, float]) -> None:
+def _check_differences(checks: dict[str, float], allowed: dict[str, float]) -> None:
     for key, limit in allowed.items():
-        if not found[key] <= limit:
-            raise EmptyResultError(f"not written: {key} of ONNX Runtime differ by {found[key]:.1g} from featkit's")
+        if not checks[key] <= limit:
+            raise EmptyResultError(f"not written: {key} of ONNX Runtime differ by {checks[key]:.1g} from featkit's")

@@ -79,14 +79,14 @@ class ScfeatGraph(nn.Module):
         maps = network.bridge(fused)
         scores = network.detector(normalised, torch.cat([maps, shallow], dim=1))[:, :, :height, :width]
         border = max(config.border_px, REFINE_PX // 2) if config.refine else config.border_px
-        allowed = _maxima(scores, config.nms_window // 2, strict=False) & _inner(scores, border)
-        index, values = _best(scores, allowed & (scores > config.threshold), config.max_keypoints)
-        points = _pixels(index, width)
+        allowed = _local_maxima(scores, config.nms_window // 2, strict=False) & _away_from_border(scores, border)
+        index, values = _best_pixels(scores, allowed & (scores > config.threshold), config.max_keypoints)
+        points = _pixels_of_indices(index, width)
         if config.refine:
-            weights, steps = _around(scores, index, REFINE_PX // 2)
+            weights, steps = _windows_around(scores, index, REFINE_PX // 2)
             points = points + weights @ steps / weights.sum(2, keepdim=True).clamp_min(1e-12)
         chosen = maps if config.descriptor_map == "normalised" else fused
-        vectors = _read(chosen, points, _size(padded), padding_mode="border")
+        vectors = _sample_at_pixels(chosen, points, _map_size(padded), padding_mode="border")
         rows = normalised_rows(vectors.flatten(0, 1), config.normalisation)
         return points, values, rows.unflatten(0, (-1, config.max_keypoints)), scores
 
@@ -105,31 +105,33 @@ class AlikedGraph(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Rows:
         config, detection = self.config, self.network.dkd
         features, scores = self.network.extract_dense_map(images)
-        allowed = _maxima(scores, detection.radius, strict=True) & (scores > config.threshold)
-        index, values = _best(scores, allowed, config.max_keypoints)
-        patches, _ = _around(scores, index, detection.radius)
+        allowed = _local_maxima(scores, detection.radius, strict=True) & (scores > config.threshold)
+        index, values = _best_pixels(scores, allowed, config.max_keypoints)
+        patches, _ = _windows_around(scores, index, detection.radius)
         weights = ((patches - patches.amax(2, keepdim=True)) / detection.temperature).exp()
-        pixels = _pixels(index, scores.shape[3])
+        pixels = _pixels_of_indices(index, scores.shape[3])
         points = pixels + weights @ detection.hw_grid / weights.sum(2, keepdim=True)
-        read = _read(scores, points, _size(scores))[:, :, 0]
-        found = torch.where(values > NO_KEYPOINT, read, NO_KEYPOINT)
-        return points, found, self._describe(features, points), scores
+        sampled = _sample_at_pixels(scores, points, _map_size(scores))[:, :, 0]
+        scores_of_points = torch.where(values > NO_KEYPOINT, sampled, NO_KEYPOINT)
+        return points, scores_of_points, self._describe(features, points), scores
 
     def _describe(self, features: Float[Tensor, "b d h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k d"]:
         """The descriptor head (SDDH): sampling positions of each keypoint, and a weighted sum over them."""
-        head, size = self.network.desc_head, _size(features)
+        head, size = self.network.desc_head, _map_size(features)
         positions, side = head.n_pos, head.kernel_size
         points = ((points / (size - 1) * 2 - 1) / 2 + 0.5) * (size - 1)  # rounded as kornia does: see `CpuAliked`
         corner = (points.long() - side / 2 + 1).long().clamp_min(0)
         corner = torch.minimum(corner, (size - 1 - side).long())
         inside = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), dim=-1).view(-1, 2)
         pixels = (corner[:, :, None] + inside).flatten(1, 2).to(points.dtype)
-        patches = _read(features, pixels, size, mode="nearest").unflatten(1, (-1, side * side)).flatten(0, 1)
+        patches = (
+            _sample_at_pixels(features, pixels, size, mode="nearest").unflatten(1, (-1, side * side)).flatten(0, 1)
+        )
         offsets = head.offset_conv(patches.transpose(-2, -1).unflatten(2, (side, side)))[:, :, 0, 0]
         reach = size.amax() / 4
         offsets = torch.minimum(torch.maximum(offsets, -reach), reach).unflatten(1, (2, positions)).transpose(-2, -1)
-        at = points[:, :, None] + offsets.unflatten(0, (-1, points.shape[1]))
-        sampled = _read(features, at.flatten(1, 2), size)
+        sampling_points = points[:, :, None] + offsets.unflatten(0, (-1, points.shape[1]))
+        sampled = _sample_at_pixels(features, sampling_points.flatten(1, 2), size)
         values = F.selu(F.linear(sampled, head.sf_conv.weight[:, :, 0, 0]))
         gathered = values.reshape(-1, positions * values.shape[2]) @ head.agg_weights.flatten(0, 1)
         return F.normalize(gathered, dim=1).unflatten(0, (-1, self.config.max_keypoints))
@@ -150,18 +152,20 @@ class SampledConv(nn.Module):
         self.register_buffer("taps", torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(-1, 2))
 
     def forward(self, maps: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
-        size, taps = _size(maps), len(self.taps)
+        size, taps = _map_size(maps), len(self.taps)
         reach = size.amax() / 4
         offsets = torch.minimum(torch.maximum(self.offsets(maps), -reach), reach)
         offsets = offsets.flatten(2).unflatten(1, (taps, 2)).flip(2).permute(0, 1, 3, 2)  # (b, taps, h * w, xy)
         ones = torch.ones_like(maps[0, 0])
-        own = torch.stack([ones.cumsum(1) - 1, ones.cumsum(0) - 1], dim=-1).flatten(0, 1)
-        points = (own + self.taps[:, None] + offsets).flatten(1, 2)
+        pixel_grid = torch.stack([ones.cumsum(1) - 1, ones.cumsum(0) - 1], dim=-1).flatten(0, 1)
+        points = (pixel_grid + self.taps[:, None] + offsets).flatten(1, 2)
         sampled = (
-            _read(maps, points, size).transpose(-2, -1).reshape(-1, maps.shape[1] * taps, maps.shape[2] * maps.shape[3])
+            _sample_at_pixels(maps, points, size)
+            .transpose(-2, -1)
+            .reshape(-1, maps.shape[1] * taps, maps.shape[2] * maps.shape[3])
         )
-        found = self.weight @ sampled
-        return (found if self.bias is None else found + self.bias).view(-1, len(self.weight), *maps.shape[2:])
+        filtered = self.weight @ sampled
+        return (filtered if self.bias is None else filtered + self.bias).view(-1, len(self.weight), *maps.shape[2:])
 
 
 class DiskGraph(nn.Module):
@@ -181,10 +185,10 @@ class DiskGraph(nn.Module):
         padded = F.pad(images, (0, -width % DISK_MULTIPLE_PX, 0, -height % DISK_MULTIPLE_PX))
         heat, maps = self.network.heatmap_and_dense_descriptors(padded)
         scores = heat[:, :, :height, :width]
-        allowed = _maxima(scores, config.nms_radius, strict=True) & (scores > config.threshold)
-        index, values = _best(scores, allowed, config.max_keypoints)
-        points = _pixels(index, width)
-        rows = _read(maps, points, _size(maps), mode="nearest")
+        allowed = _local_maxima(scores, config.nms_radius, strict=True) & (scores > config.threshold)
+        index, values = _best_pixels(scores, allowed, config.max_keypoints)
+        points = _pixels_of_indices(index, width)
+        rows = _sample_at_pixels(maps, points, _map_size(maps), mode="nearest")
         return points, values, F.normalize(rows, dim=2), scores
 
 
@@ -217,15 +221,19 @@ class XfeatGraph(nn.Module):
         resized = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
         descriptors, logits, reliability = self._maps(resized)
         heat = F.pixel_shuffle(F.softmax(logits, dim=1)[:, : CELL_PX**2], CELL_PX)
-        size = _size(heat)
+        size = _map_size(heat)
         ones = torch.ones_like(heat[0, 0])
-        own = torch.stack([ones.cumsum(1) - 1, ones.cumsum(0) - 1], dim=-1)[None].expand(heat.shape[0], -1, -1, -1)
-        scores = heat * F.grid_sample(reliability, _as_xfeat(own, size), align_corners=False)
-        allowed = _maxima(heat, XFEAT_RADIUS, strict=True) & (heat > config.threshold)
-        index, values = _best(scores, allowed, config.max_keypoints)
-        points = _pixels(index, width)
-        rows = F.grid_sample(descriptors, _as_xfeat(points[:, :, None], size), mode="bicubic", align_corners=False)
-        points = (points + 0.5) * (_size(images) / size) - 0.5
+        pixel_grid = torch.stack([ones.cumsum(1) - 1, ones.cumsum(0) - 1], dim=-1)[None].expand(
+            heat.shape[0], -1, -1, -1
+        )
+        scores = heat * F.grid_sample(reliability, _xfeat_coordinates(pixel_grid, size), align_corners=False)
+        allowed = _local_maxima(heat, XFEAT_RADIUS, strict=True) & (heat > config.threshold)
+        index, values = _best_pixels(scores, allowed, config.max_keypoints)
+        points = _pixels_of_indices(index, width)
+        rows = F.grid_sample(
+            descriptors, _xfeat_coordinates(points[:, :, None], size), mode="bicubic", align_corners=False
+        )
+        points = (points + 0.5) * (_map_size(images) / size) - 0.5
         return points, values, F.normalize(rows[..., 0].transpose(-2, -1), dim=2), scores
 
     def _maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,8 +272,8 @@ class LightGlueGraph(nn.Module):
     ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
         network = self.network
         states0, states1 = network.input_proj(descriptors0), network.input_proj(descriptors1)
-        where0 = self._encoding(_positions(keypoints0, image_size0))
-        where1 = self._encoding(_positions(keypoints1, image_size1))
+        where0 = self._encoding(_normalised_positions(keypoints0, image_size0))
+        where1 = self._encoding(_normalised_positions(keypoints1, image_size1))
         for layer in network.transformers:
             states0 = _self_attention(layer.self_attn, states0, where0)
             states1 = _self_attention(layer.self_attn, states1, where1)
@@ -297,11 +305,11 @@ def _self_attention(
 ) -> Float[Tensor, "b n d"]:
     shape = (states.shape[0], states.shape[1], block.num_heads, block.head_dim, 3)
     query, key, value = block.Wqkv(states).view(shape).permute(4, 0, 2, 1, 3).unbind(0)
-    message = _attention(_rotated(query, *encoding), _rotated(key, *encoding), value)
+    message = _attention(_rotate_pairs(query, *encoding), _rotate_pairs(key, *encoding), value)
     return states + block.ffn(torch.cat([states, block.out_proj(message)], dim=2))
 
 
-def _rotated(
+def _rotate_pairs(
     values: Float[Tensor, "b k n h"], cosines: Float[Tensor, "b 1 n h"], sines: Float[Tensor, "b 1 n h"]
 ) -> Float[Tensor, "b k n h"]:
     """Rotate each pair of values by its angle."""
@@ -335,23 +343,23 @@ def _attention(
 # Shared by all graphs.
 
 
-def _size(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, " 2"]:
+def _map_size(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, " 2"]:
     """Width and height, as a tensor that is traced."""
     return torch.stack([torch.as_tensor(maps.shape[3]), torch.as_tensor(maps.shape[2])]).to(maps.dtype)
 
 
-def _positions(keypoints: Float[Tensor, "b n p"], size: Float[Tensor, "b 2"]) -> Float[Tensor, "b n p"]:
+def _normalised_positions(keypoints: Float[Tensor, "b n p"], size: Float[Tensor, "b 2"]) -> Float[Tensor, "b n p"]:
     """Pixels from the centre over half the longer side; scale and angle unchanged."""
     half = size.amax(1)[:, None, None] / 2
     return torch.cat([(keypoints[..., :2] - size[:, None] / 2) / half, keypoints[..., 2:]], dim=2)
 
 
-def _as_xfeat(points: Float[Tensor, "*b 2"], size: Float[Tensor, " 2"]) -> Float[Tensor, "*b 2"]:
+def _xfeat_coordinates(points: Float[Tensor, "*b 2"], size: Float[Tensor, " 2"]) -> Float[Tensor, "*b 2"]:
     """Normalized coordinates as in the authors' network: divided by size - 1, although align_corners is False."""
     return 2 * (points / (size - 1)) - 1
 
 
-def _read(
+def _sample_at_pixels(
     maps: Float[Tensor, "b c h w"],
     points: Float[Tensor, "b n 2"],
     size: Float[Tensor, " 2"],
@@ -365,12 +373,12 @@ def _read(
     )
 
 
-def _pixels(index: Int[Tensor, "b k"], width: int) -> Float[Tensor, "b k 2"]:
+def _pixels_of_indices(index: Int[Tensor, "b k"], width: int) -> Float[Tensor, "b k 2"]:
     """x, y of indices into a flattened map."""
     return torch.stack([index % width, torch.div(index, width, rounding_mode="floor")], dim=2).float()
 
 
-def _inner(scores: Float[Tensor, "b 1 h w"], border_px: int) -> Bool[Tensor, "b 1 h w"]:
+def _away_from_border(scores: Float[Tensor, "b 1 h w"], border_px: int) -> Bool[Tensor, "b 1 h w"]:
     """Pixels that are at least `border_px` away from the edge."""
     if border_px == 0:
         return torch.ones_like(scores, dtype=torch.bool)
@@ -380,7 +388,7 @@ def _inner(scores: Float[Tensor, "b 1 h w"], border_px: int) -> Bool[Tensor, "b 
     return torch.minimum(from_start, to_end) > border_px
 
 
-def _maxima(scores: Float[Tensor, "b 1 h w"], radius: int, strict: bool) -> Bool[Tensor, "b 1 h w"]:
+def _local_maxima(scores: Float[Tensor, "b 1 h w"], radius: int, strict: bool) -> Bool[Tensor, "b 1 h w"]:
     """Pixels that are the maximum within `radius` (a square window).
 
     strict: greater than all others, and not within `radius` of the edge; otherwise ties go to the first.
@@ -390,25 +398,30 @@ def _maxima(scores: Float[Tensor, "b 1 h w"], radius: int, strict: bool) -> Bool
     height, width, side = scores.shape[2], scores.shape[3], 2 * radius + 1
     padded = F.pad(scores, (radius, radius, radius, radius), value=NO_KEYPOINT)
     lines = F.max_pool2d(padded, (1, side), stride=1)  # the maximum of each row of a pixel's window
-    own = padded[:, :, radius : radius + height]
-    before = _largest(
-        [*(lines[:, :, k : k + height] for k in range(radius)), *(own[..., k : k + width] for k in range(radius))]
+    centre_column = padded[:, :, radius : radius + height]
+    before = _elementwise_maximum(
+        [
+            *(lines[:, :, k : k + height] for k in range(radius)),
+            *(centre_column[..., k : k + width] for k in range(radius)),
+        ]
     )
     later = range(radius + 1, side)
-    after = _largest([*(lines[:, :, k : k + height] for k in later), *(own[..., k : k + width] for k in later)])
+    after = _elementwise_maximum(
+        [*(lines[:, :, k : k + height] for k in later), *(centre_column[..., k : k + width] for k in later)]
+    )
     if strict:
-        return (scores > torch.maximum(before, after)) & _inner(scores, radius)
+        return (scores > torch.maximum(before, after)) & _away_from_border(scores, radius)
     return (scores > before) & (scores >= after)
 
 
-def _largest(maps: list[Tensor]) -> Tensor:
-    found = maps[0]
-    for one in maps[1:]:
-        found = torch.maximum(found, one)
-    return found
+def _elementwise_maximum(maps: list[Tensor]) -> Tensor:
+    largest = maps[0]
+    for other in maps[1:]:
+        largest = torch.maximum(largest, other)
+    return largest
 
 
-def _best(
+def _best_pixels(
     scores: Float[Tensor, "b 1 h w"], allowed: Bool[Tensor, "b 1 h w"], count: int
 ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
     """Indices into the flattened map and scores of the best allowed pixels, then padding."""
@@ -417,15 +430,15 @@ def _best(
     return torch.where(values > NO_KEYPOINT, index, 0), values
 
 
-def _around(
+def _windows_around(
     scores: Float[Tensor, "b 1 h w"], index: Int[Tensor, "b k"], radius: int
 ) -> tuple[Float[Tensor, "b k s*s"], Float[Tensor, "s*s 2"]]:
     """Scores in the window around pixels (arbitrary outside the map), and their offsets (x, y)."""
-    own = torch.arange(-radius, radius + 1)
-    steps = torch.stack(torch.meshgrid(own, own, indexing="xy"), dim=-1).view(-1, 2)
+    window = torch.arange(-radius, radius + 1)
+    steps = torch.stack(torch.meshgrid(window, window, indexing="xy"), dim=-1).view(-1, 2)
     flat = scores.flatten(1)
     places = index[:, :, None] + steps[:, 1] * scores.shape[3] + steps[:, 0]
     last = torch.as_tensor(flat.shape[1]) - 1
     places = torch.minimum(places.clamp_min(0), last)
-    found = flat.gather(1, places.flatten(1)).unflatten(1, (-1, len(steps)))
-    return found, cast(Tensor, steps).to(scores.dtype)
+    windows = flat.gather(1, places.flatten(1)).unflatten(1, (-1, len(steps)))
+    return windows, cast(Tensor, steps).to(scores.dtype)

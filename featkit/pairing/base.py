@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,6 +13,9 @@ from featkit.core.config import Config
 from featkit.core.types import Pair
 from featkit.io.features import FeatureStore
 from featkit.retrieval.retrieve import Describe
+
+RigFrames = Sequence[Sequence[Mapping[int, str]]]
+"""Of every rig its frames, in the order of time; of a frame the images, by the camera's place on the rig."""
 
 
 class Pairing(Protocol):
@@ -38,12 +42,13 @@ class Sources:
     """What a pairing may use in addition to the features, unless its configuration names it.
 
     images: the folder to which names are relative. model: folder of a COLMAP model. describe: function that computes
-    image vectors for retrieval; None: this process.
+    image vectors for retrieval; None: this process. rigs: cameras that took images at one time.
     """
 
     images: Path | None = None
     model: Path | None = None
     describe: Describe | None = None
+    rigs: RigFrames = ()
 
 
 @runtime_checkable
@@ -61,4 +66,15 @@ class ReadsSources(Protocol):
 
     def digest(self, names: list[str]) -> str:
         """Digest (16 hex digits) of everything that it reads for these names. Raises BadInputError."""
+        ...
+
+
+@runtime_checkable
+class FollowsRigs(Protocol):
+    """A pairing for which it matters what cameras of a rig took at one time."""
+
+    rigs: RigFrames
+
+    def uses_rigs(self) -> bool:
+        """Whether it does, by its configuration."""
         ...

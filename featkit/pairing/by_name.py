@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,9 @@ import numpy as np
 from featkit.core.config import Config, Count, CountOrZero, Later
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pair
+from featkit.images.listing import natural_key
 from featkit.io.features import FeatureStore
+from featkit.pairing.base import RigFrames
 from featkit.retrieval.retrieve import Describe, retrieve
 from featkit.retrieval.vlad import VladConfig
 
@@ -51,9 +52,6 @@ class Exhaustive:
 # every tenth image looks for loops, if it is asked to).
 
 
-DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would order them with these
-
-
 class SequentialConfig(Config):
     """How far ahead an image is matched, and which loops and cameras are."""
 
@@ -72,9 +70,10 @@ class SequentialConfig(Config):
     """Images up to so many before or after are no loops. None: twice the overlap."""
     vlad: Later[VladConfig] = VladConfig()
     """How images are described and compared for loops."""
-    across_cameras: Later[bool] = False
-    """Sibling folders are cameras of one rig, with equal names for one time (cam0/0001.jpg, cam1/0001.jpg): each camera
-    is a sequence of its own, and images of several cameras at one time are paired."""
+    across_cameras: Later[bool | None] = None
+    """Each camera of a rig is a sequence of its own, and images of several cameras at one time are paired: by the rigs
+    of the scene, or by sibling folders with equal names for one time (cam0/0001.jpg, cam1/0001.jpg). None: where the
+    scene has rigs (`reconstruct --rig`)."""
     across_overlap: Later[CountOrZero] = 1
     """Following times whose images of the other cameras an image is paired with too; 0: only its own time."""
 
@@ -99,6 +98,11 @@ class Sequential:
         self.needs_features = config.loop_closure > 0
         self.scratch_folder: Path | None = None
         self.describe: Describe | None = None  # what makes the images' vectors; None: this process
+        self.rigs: RigFrames = ()
+
+    def uses_rigs(self) -> bool:
+        """See `FollowsRigs.uses_rigs`."""
+        return self.config.across_cameras is not False
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
         """See `Pairing.pairs`; in sequence, then across cameras, then loops. A name given twice counts once.
@@ -109,21 +113,30 @@ class Sequential:
         if self.needs_features and features is None:
             raise UsageError("loop closure compares features: extract first, then pair features.h5")
         ordered = sorted(set(names), key=natural_key)
-        moments = rig_moments(ordered) if self.config.across_cameras else one_camera(ordered)
+        across = bool(self.config.across_cameras or (self.rigs and self.uses_rigs()))
+        moments = one_camera(ordered)
+        if across:
+            moments = moments | moments_of(self.rigs, set(ordered)) if self.rigs else rig_moments(ordered)
         sequences: dict[tuple[str, str], list[str]] = {}
         for name in ordered:
             sequences.setdefault((moments[name].rig, moments[name].camera), []).append(name)
-        found = [pair for sequence in sequences.values() for pair in self._ahead(sequence)]
-        if self.config.across_cameras:
-            found += self._across(moments)
+        pairs_found = [pair for sequence in sequences.values() for pair in self._pairs_in_sequence(sequence)]
+        if across:
+            between = self._pairs_across_cameras(moments)
+            LOGGER.info(
+                "pair: %d sequences, one for each camera; across the cameras of a rig, images of one time and of the"
+                " next %d: %d pairs",
+                *(len(sequences), self.config.across_overlap, len(between)),
+            )
+            pairs_found += between
         if features is not None and self.needs_features:
-            there = {pair.key(): pair for pair in found}
-            for pair in self._loops(list(sequences.values()), moments, features, generator):
-                there.setdefault(pair.key(), pair)
-            found = list(there.values())
-        return found
+            by_key = {pair.key(): pair for pair in pairs_found}
+            for pair in self._loop_pairs(list(sequences.values()), moments, features, generator):
+                by_key.setdefault(pair.key(), pair)
+            pairs_found = list(by_key.values())
+        return pairs_found
 
-    def _ahead(self, ordered: list[str]) -> list[Pair]:
+    def _pairs_in_sequence(self, ordered: list[str]) -> list[Pair]:
         """Each image of a sequence with the next ones."""
         steps = set(range(1, self.config.overlap + 1))
         if self.config.quadratic:
@@ -135,20 +148,20 @@ class Sequential:
             if index + step < len(ordered)
         ]
 
-    def _across(self, moments: Mapping[str, Moment]) -> list[Pair]:
+    def _pairs_across_cameras(self, moments: Mapping[str, Moment]) -> list[Pair]:
         """Images of different cameras of a rig, at one time or the next ones."""
-        taken: dict[tuple[str, int], list[str]] = {}
+        names_at: dict[tuple[str, int], list[str]] = {}
         for name, moment in moments.items():
-            taken.setdefault((moment.rig, moment.time), []).append(name)
+            names_at.setdefault((moment.rig, moment.time), []).append(name)
         return [
             Pair(name, other)
             for name, moment in moments.items()
             for later in range(self.config.across_overlap + 1)
-            for other in taken.get((moment.rig, moment.time + later), [])
+            for other in names_at.get((moment.rig, moment.time + later), [])
             if moments[other].camera != moment.camera and (later or moment.camera < moments[other].camera)
         ]
 
-    def _loops(
+    def _loop_pairs(
         self,
         sequences: list[list[str]],
         moments: Mapping[str, Moment],
@@ -158,21 +171,21 @@ class Sequential:
         """Every so many images of a sequence, each with the most similar ones of other times; best first."""
         config = self.config
         gap = 2 * config.overlap if config.loop_gap is None else config.loop_gap
-        asked = [name for sequence in sequences for name in sequence[:: config.loop_every]]
+        queries = [name for sequence in sequences for name in sequence[:: config.loop_every]]
         most_near = 2 * gap * len(sequences) + len(sequences) - 1  # images so near in time that they are no loops
         similar = retrieve(
-            features, asked, features, list(moments), config.vlad,
+            features, queries, features, list(moments), config.vlad,
             min(config.loop_closure + most_near, max(1, len(moments) - 1)), generator,
             device=self.device, spill_folder=self.scratch_folder, describe=self.describe,
         )  # fmt: skip
-        found: dict[str, list[Pair]] = {}
+        by_query: dict[str, list[Pair]] = {}
         for pair in similar:
-            one, other = moments[pair.name0], moments[pair.name1]
-            is_near = one.rig == other.rig and abs(one.time - other.time) <= gap
-            if not is_near and len(found.setdefault(pair.name0, [])) < config.loop_closure:
-                found[pair.name0].append(pair)
-        loops = [pair for pairs in found.values() for pair in pairs]
-        LOGGER.info("pair: %d images look for loops: %d pairs", len(asked), len(loops))
+            query_moment, similar_moment = moments[pair.name0], moments[pair.name1]
+            is_near = query_moment.rig == similar_moment.rig and abs(query_moment.time - similar_moment.time) <= gap
+            if not is_near and len(by_query.setdefault(pair.name0, [])) < config.loop_closure:
+                by_query[pair.name0].append(pair)
+        loops = [pair for pairs in by_query.values() for pair in pairs]
+        LOGGER.info("pair: %d images look for loops: %d pairs", len(queries), len(loops))
         return loops
 
 
@@ -181,30 +194,34 @@ def one_camera(ordered: Sequence[str]) -> dict[str, Moment]:
     return {name: Moment("", "", index) for index, name in enumerate(ordered)}
 
 
+def moments_of(rigs: RigFrames, names: Collection[str]) -> dict[str, Moment]:
+    """The moments of those of these images that are on rigs."""
+    return {
+        name: Moment(f"rig {number}", str(place), time)
+        for number, frames in enumerate(rigs)
+        for time, frame in enumerate(frames)
+        for place, name in frame.items()
+        if name in names
+    }
+
+
 def rig_moments(ordered: Sequence[str]) -> dict[str, Moment]:
     """A camera for each folder, a rig for each folder of such folders, a time for each file name but its ending.
 
     Times of a rig go by natural order. Raises BadInputError when no time is of two cameras.
     """
-    found: dict[str, Moment] = {}
+    moments: dict[str, Moment] = {}
     times: dict[str, dict[str, int]] = {}
     for name in sorted(ordered, key=lambda name: natural_key(PurePosixPath(name).stem)):
         path = PurePosixPath(name)
-        known = times.setdefault(path.parent.parent.as_posix(), {})
-        found[name] = Moment(
-            path.parent.parent.as_posix(), path.parent.as_posix(), known.setdefault(path.stem, len(known))
+        time_of_stem = times.setdefault(path.parent.parent.as_posix(), {})
+        moments[name] = Moment(
+            path.parent.parent.as_posix(), path.parent.as_posix(), time_of_stem.setdefault(path.stem, len(time_of_stem))
         )
-    cameras = {(moment.rig, moment.time, moment.camera) for moment in found.values()}
+    cameras = {(moment.rig, moment.time, moment.camera) for moment in moments.values()}
     if len(cameras) == len({(rig, time) for rig, time, _ in cameras}):
         raise BadInputError(
             "across_cameras: no two folders next to each other have an image of the same name; cameras of a rig are"
             " folders such as cam0/ and cam1/, where 0001.jpg in both was taken at one time"
         )
-    return {name: found[name] for name in ordered}
-
-
-def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
-    """Sorts numbers in a name by value; equal ones (img02, img2) by the name itself."""
-    parts = DIGITS.split(name)  # text and digits in turn, text first
-    numbers = [int(digits) for digits in parts[1::2]] + [-1]
-    return list(zip(parts[0::2], numbers, strict=True)), name
+    return {name: moments[name] for name in ordered}

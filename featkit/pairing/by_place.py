@@ -62,7 +62,7 @@ class Gps:
 
     def digest(self, names: list[str]) -> str:
         """See `ReadsSources.digest`: a digest of the positions."""
-        return digest(*(f"{name} {position}" for name, position in self._locate(names).positions.items()))
+        return digest(*(f"{name} {position}" for name, position in self._cached_positions(names).positions.items()))
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
         """See `Pairing.pairs`; sorted by first image, then by distance; images without a position last.
@@ -70,56 +70,56 @@ class Gps:
         Raises UsageError if neither a csv nor the photographs are known, BadInputError if no image has a position, or
         if all of more than `num_matched` + 1 images have the same one.
         """
-        located = self._locate(names)
+        located = self._cached_positions(names)
         listed = list(located.positions)
-        self._refuse_one_place(located)
-        best = nearest(self._points(located), self.config.num_matched, self.config.max_distance_m)
-        found = [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
-        return found + self._of_the_others(located)
+        self._refuse_identical_positions(located)
+        best = nearest(self._positions_in_metres(located), self.config.num_matched, self.config.max_distance_m)
+        near_pairs = [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
+        return near_pairs + self._pairs_without_position(located)
 
-    def _locate(self, names: list[str]) -> Located:
+    def _cached_positions(self, names: list[str]) -> Located:
         """Positions of the unique names; cached."""
         listed = tuple(dict.fromkeys(names))
         if self._located is None or self._located[0] != listed:
             self._located = listed, locate(listed, self.sources.images, self.config.file)
         return self._located[1]
 
-    def _points(self, located: Located) -> np.ndarray:
+    def _positions_in_metres(self, located: Located) -> np.ndarray:
         positions = list(located.positions.values())
-        usual = middle(positions).altitude_m if self.config.use_altitude else None
-        if usual is None:
+        median_altitude = middle(positions).altitude_m if self.config.use_altitude else None
+        if median_altitude is None:
             return ecef([replace(position, altitude_m=None) for position in positions])
-        return ecef([p if p.altitude_m is not None else replace(p, altitude_m=usual) for p in positions])
+        return ecef([p if p.altitude_m is not None else replace(p, altitude_m=median_altitude) for p in positions])
 
-    def _refuse_one_place(self, located: Located) -> None:
+    def _refuse_identical_positions(self, located: Located) -> None:
         """Refuse many images at one position: it cannot tell which are near, so pairs would be by name order."""
-        places: dict[Geodetic, list[str]] = {}
+        names_at: dict[Geodetic, list[str]] = {}
         for name, position in located.positions.items():
-            places.setdefault(position, []).append(name)
-        largest = max(places.values(), key=len, default=[])
+            names_at.setdefault(position, []).append(name)
+        largest = max(names_at.values(), key=len, default=[])
         if len(largest) <= self.config.num_matched + 1:
             return
         where = f"{len(largest)} of {len(located.positions)} images have the same GPS position ({some_names(largest)})"
-        if len(places) == 1:
+        if len(names_at) == 1:
             raise BadInputError(f"{where}, so it cannot tell which are near; use another pairing (--pairs retrieval)")
         LOGGER.warning("pair: %s: each is paired with %d of them, by name order", where, self.config.num_matched)
 
-    def _of_the_others(self, located: Located) -> list[Pair]:
+    def _pairs_without_position(self, located: Located) -> list[Pair]:
         """Pairs of the images without a position; one warning names them."""
         if not located.without:
             return []
         to_all = self.config.without_position == "all"
-        every = [*located.positions, *located.without]
+        all_names = [*located.positions, *located.without]
         first = len(located.positions)
-        found = [Pair(name, other) for i, name in enumerate(located.without) for other in every[: first + i]]
+        all_pairs = [Pair(name, other) for i, name in enumerate(located.without) for other in all_names[: first + i]]
         LOGGER.warning(
             "pair: %d of %d images have no GPS position and are paired with %s: %s",
             len(located.without),
-            len(every),
-            f"every other image, {len(found)} pairs" if to_all else "none",
+            len(all_names),
+            f"every other image, {len(all_pairs)} pairs" if to_all else "none",
             some_names(located.without),
         )
-        return found if to_all else []
+        return all_pairs if to_all else []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -152,11 +152,11 @@ class ByPoses:
     def __init__(self, config: PosesConfig, device: str = "auto"):
         self.config = config
         self.sources = Sources()
-        self._read: tuple[list[str], dict[str, Pose]] | None = None
+        self._cache: tuple[list[str], dict[str, Pose]] | None = None
 
     def digest(self, names: list[str]) -> str:
         """See `ReadsSources.digest`: a digest of the poses of these images."""
-        poses = self._poses(names)
+        poses = self._cached_poses(names)
         return digest(*(f"{name} {pose.qvec.tolist()} {pose.tvec.tolist()}" for name, pose in poses.items()))
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
@@ -164,7 +164,7 @@ class ByPoses:
 
         Raises UsageError without a model, BadInputError if the model has none of the images.
         """
-        poses = self._poses(names)
+        poses = self._cached_poses(names)
         warn_of_missing(names, poses)
         listed = list(poses)
         centres = np.array([camera_centre(pose) for pose in poses.values()])
@@ -172,13 +172,13 @@ class ByPoses:
         best = nearest(centres, self.config.num_matched, self.config.max_distance, axes, self.config.max_angle_deg)
         return [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
 
-    def _poses(self, names: list[str]) -> dict[str, Pose]:
+    def _cached_poses(self, names: list[str]) -> dict[str, Pose]:
         """Poses of the names that have one, in their order; cached."""
-        if self._read is None or self._read[0] != names:
+        if self._cache is None or self._cache[0] != names:
             model = model_folder(self.config.model, self.sources, "poses")
             poses = poses_of_model(model)
-            self._read = list(names), {name: poses[name] for name in known_names(names, poses, model)}
-        return self._read[1]
+            self._cache = list(names), {name: poses[name] for name in known_names(names, poses, model)}
+        return self._cache[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -204,11 +204,11 @@ class Covisible:
     def __init__(self, config: CovisiblePairingConfig, device: str = "auto"):
         self.config = config
         self.sources = Sources()
-        self._read: tuple[list[str], Tracks] | None = None
+        self._cache: tuple[list[str], Tracks] | None = None
 
     def digest(self, names: list[str]) -> str:
         """See `ReadsSources.digest`: a digest of the tracks of these images."""
-        tracks = self._tracks(names)
+        tracks = self._cached_tracks(names)
         return digest(*tracks.names, str(tracks.starts.tolist()), str(tracks.images.tolist()))
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
@@ -217,17 +217,17 @@ class Covisible:
         An image that is not in the model, or shares no point, is in no pair. Raises UsageError without a model,
         BadInputError when the model has none of the images.
         """
-        tracks = self._tracks(names)
+        tracks = self._cached_tracks(names)
         warn_of_missing(names, set(tracks.names))
         return covisible_pairs(tracks, self.config.num_matched)
 
-    def _tracks(self, names: list[str]) -> Tracks:
+    def _cached_tracks(self, names: list[str]) -> Tracks:
         """Tracks of the names that the model has, in their order; cached."""
-        if self._read is None or self._read[0] != names:
+        if self._cache is None or self._cache[0] != names:
             model = model_folder(self.config.model, self.sources, "covisibility")
             tracks = tracks_of_model(model)
-            self._read = list(names), tracks_of_images(tracks, known_names(names, tracks.names, model))
-        return self._read[1]
+            self._cache = list(names), tracks_of_images(tracks, known_names(names, tracks.names, model))
+        return self._cache[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def nearest(
     max_distance: largest distance, in the units of the positions. directions: unit vectors, which may differ by at most
     `max_angle_deg`. Time is O(n^2); one row of distances is in memory at a time.
     """
-    found = np.full((len(places), num), -1, np.int64)
+    neighbours = np.full((len(places), num), -1, np.int64)
     min_cosine = np.cos(np.radians(max_angle_deg))
     for row, place in enumerate(places):
         squares = ((places - place) ** 2).sum(axis=1)
@@ -255,12 +255,12 @@ def nearest(
             squares[directions @ directions[row] < min_cosine] = np.inf
         if max_distance is not None:
             squares[squares > max_distance**2] = np.inf
-        best = _smallest(squares, num)
-        found[row, : len(best)] = best
-    return found
+        best = _smallest_indices(squares, num)
+        neighbours[row, : len(best)] = best
+    return neighbours
 
 
-def _smallest(values: Float[np.ndarray, " n"], num: int) -> Int64[np.ndarray, " m"]:
+def _smallest_indices(values: Float[np.ndarray, " n"], num: int) -> Int64[np.ndarray, " m"]:
     """Indices of the `num` smallest finite values in order, without sorting all values."""
     candidates = np.flatnonzero(np.isfinite(values))
     if len(candidates) > num:

@@ -52,7 +52,7 @@ class Retrieval:
         if features is None:
             raise UsageError("pairing by retrieval compares features: extract first, then pair features.h5")
         listed = list(dict.fromkeys(names))
-        found = most_similar(
+        similar = most_similar(
             features,
             listed,
             features,
@@ -64,8 +64,8 @@ class Retrieval:
             spill_folder=self.scratch_folder,
             describe=self.describe,
         )
-        named = found.database_names  # the same as query_names: one store, one list
-        return [Pair(named[a], named[b]) for a, b in each_once(found.best).tolist()]
+        names_with_vector = similar.database_names  # the same as query_names: one store, one list
+        return [Pair(names_with_vector[a], names_with_vector[b]) for a, b in each_once(similar.best).tolist()]
 
 
 def pairs_with(

@@ -23,7 +23,7 @@ from featkit.images.listing import list_images
 from featkit.io.atomic import refuse_folder, refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import describe_pairs, write_pairs
-from featkit.pairing.base import Describes, Pairing, ReadsSources, Sources
+from featkit.pairing.base import Describes, FollowsRigs, Pairing, ReadsSources, Sources
 
 LOGGER = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def run(
     refuse_folder(output)
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
-        names = _chosen(list_images(source) if features is None else features.names(), names, source)
+        names = _choose_names(list_images(source) if features is None else features.names(), names, source)
         method = choose(method, len(names)) if isinstance(method, str) else method
         sources = sources or Sources(images=source if features is None else None)
         pairing = method.build()  # for this run only: it caches what it reads
@@ -105,7 +105,11 @@ def run(
         if isinstance(pairing, ReadsSources):
             pairing.sources = sources
             inputs["sources_sha256"] = pairing.digest(names)
-        if not overwrite and _done(output, method.config, inputs):
+        if isinstance(pairing, FollowsRigs):
+            pairing.rigs = sources.rigs if pairing.uses_rigs() else ()
+            frames = [[sorted(frame.items()) for frame in frames] for frames in pairing.rigs]
+            inputs["rigs_sha256"] = names_digest([repr(frames)]) if frames else None  # as before there were rigs
+        if not overwrite and _is_up_to_date(output, method.config, inputs):
             LOGGER.info("pair: %s is done already", output)
             return output
         refuse_foreign(output, output.with_suffix(".json"))
@@ -139,12 +143,12 @@ def check_sources(method: Method[Pairing], names: list[str], sources: Sources) -
         pairing.digest(names)
 
 
-def _chosen(available: list[str], names: list[str] | None, source: Path) -> list[str]:
+def _choose_names(available: list[str], names: list[str] | None, source: Path) -> list[str]:
     """The images to pair, in the order of `available`. Raises BadInputError if there are fewer than two."""
-    wanted = None if names is None else set(names)
-    chosen = [name for name in available if wanted is None or name in wanted]
+    requested = None if names is None else set(names)
+    chosen = [name for name in available if requested is None or name in requested]
     if len(chosen) < 2:
-        which = "" if wanted is None else f" of the {len(wanted)} asked for"
+        which = "" if requested is None else f" of the {len(requested)} asked for"
         raise BadInputError(f"{source}: pairs need two images, but there are {len(chosen)}{which}")
     return chosen
 
@@ -154,7 +158,7 @@ def names_digest(names: list[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
+def _is_up_to_date(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
     """Whether `output` was made with this configuration and these inputs."""
     if not output.exists() or output.is_symlink():
         return False
@@ -168,8 +172,8 @@ def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
             return True
         LOGGER.info("pair: %s is made again, for other %s", output, ", ".join(changed))
     else:
-        was = differences(json.dumps(described.get("config", {})), config) if same_method else "another method"
-        LOGGER.info("pair: %s is made again (%s)", output, was)
+        changes = differences(json.dumps(described.get("config", {})), config) if same_method else "another method"
+        LOGGER.info("pair: %s is made again (%s)", output, changes)
     return False
 
 

@@ -40,6 +40,7 @@ from featkit.localization.stage import QueryResult
 from featkit.mapping.align import PoseErrors, compare_with_truth, transform_pose
 from featkit.mapping.cameras import to_camera
 from featkit.mapping.database import count_verified, verified_pairs
+from featkit.mapping.map_rigs import rig_metrics
 from featkit.mapping.metric import Alignment
 from featkit.mapping.model import (
     Model,
@@ -50,7 +51,7 @@ from featkit.mapping.model import (
     tracks_and_errors,
 )
 from featkit.mapping.outcome import camera_motion, map_warnings
-from featkit.mapping.rigs import RIG_KEY, Rig, rig_metrics
+from featkit.mapping.rigs import RIG_KEY, Rig
 from featkit.report.page import write_report
 from featkit.report.tables import spread
 
@@ -257,7 +258,7 @@ def map_metrics(
         "models": [asdict(one) for one in statistics],
         "unregistered": sorted({*names, *without_pose} - registered[0]),
         "warnings": map_warnings(registered, names, camera_motion(database), without_pose, sparse, between),
-        **rig_metrics(largest, rigs),
+        **rig_metrics(largest, [camera.prefix for rig in rigs for camera in rig.cameras]),
         **peak_memory(),
     }
     if truth is not None:

@@ -48,7 +48,7 @@ class ImageVectors:
 
 
 @dataclass(frozen=True)
-class Found:
+class SimilarImages:
     """query_names, database_names: the images that have a vector. best: for every query, indices into database_names,
     most similar first; -1 if there are fewer.
     """
@@ -75,13 +75,13 @@ def retrieve(
 
     Arguments and errors as for `most_similar`.
     """
-    found = most_similar(
+    similar = most_similar(
         queries, query_names, database, database_names, config, num, generator,
         device=device, spill_folder=spill_folder, describe=describe,
     )  # fmt: skip
     return [
-        Pair(name, found.database_names[index])
-        for name, row in zip(found.query_names, found.best, strict=True)
+        Pair(name, similar.database_names[index])
+        for name, row in zip(similar.query_names, similar.best, strict=True)
         for index in row[row >= 0].tolist()
     ]
 
@@ -98,7 +98,7 @@ def most_similar(
     device: str = "auto",
     spill_folder: Path | None = None,
     describe: Describe | None = None,
-) -> Found:
+) -> SimilarImages:
     """For every query the `num` most similar images of the database.
 
     The codebook is trained on the database alone. Within one store no image is found for itself; a query without
@@ -109,34 +109,34 @@ def most_similar(
     impossible budget; NotWritableError if there is no space to spill.
     """
     codebook = train_codebook(database, database_names, config, generator, device=device)
-    within = queries is database
-    same = within and list(query_names) == list(database_names)
+    is_one_store = queries is database
+    same = is_one_store and list(query_names) == list(database_names)
     rows = len(database_names) + (0 if same else len(query_names))
     spill = needs_spill(rows, codebook.dims, num, config.memory_budget_mb)
     with ExitStack() as stack:
         folder = spill_folder if spill else None
         args = (codebook, config, device, spill, folder, describe or described)
-        found = stack.enter_context(image_vectors(database, database_names, *args))
-        asked = found if same else stack.enter_context(image_vectors(queries, query_names, *args))
-        used = 0 if spill else found.vectors.nbytes + (0 if same else asked.vectors.nbytes)
+        database_vectors = stack.enter_context(image_vectors(database, database_names, *args))
+        query_vectors = database_vectors if same else stack.enter_context(image_vectors(queries, query_names, *args))
+        used = 0 if spill else database_vectors.vectors.nbytes + (0 if same else query_vectors.vectors.nbytes)
         best, _ = top_k(
-            asked.vectors,
-            found.vectors,
+            query_vectors.vectors,
+            database_vectors.vectors,
             num,
             available_bytes=config.memory_budget_mb * MIB - used,
-            exclude=_own_index(asked.names, found.names, same) if within else None,
+            exclude=_indices_of_queries(query_vectors.names, database_vectors.names, same) if is_one_store else None,
             backend=config.backend,
             device=device,
         )
-        return Found(asked.names, found.names, best)
+        return SimilarImages(query_vectors.names, database_vectors.names, best)
 
 
-def _own_index(asked: list[str], found: list[str], same: bool) -> Int64[np.ndarray, " q"]:
+def _indices_of_queries(query_names: list[str], database_names: list[str], same: bool) -> Int64[np.ndarray, " q"]:
     """Index of each query image among the database images, or -1."""
     if same:
-        return np.arange(len(found))
-    place = {name: index for index, name in enumerate(found)}
-    return np.array([place.get(name, -1) for name in asked], np.int64)
+        return np.arange(len(database_names))
+    index_of = {name: index for index, name in enumerate(database_names)}
+    return np.array([index_of.get(name, -1) for name in query_names], np.int64)
 
 
 def needs_spill(rows: int, dims: int, num: int, memory_budget_mb: int) -> bool:
@@ -160,26 +160,26 @@ def image_vectors(
 
     Raises BadInputError for features that do not fit the codebook, NotWritableError if there is no space.
     """
-    kept: list[str] = []
-    made = (describe or described)(store, names, codebook, config, device)
+    described_names: list[str] = []
+    named_vectors = (describe or described)(store, names, codebook, config, device)
     if not spill:
         table = np.empty((len(names), codebook.dims), np.int16)
-        for name, vector in made:
-            table[len(kept)] = vector
-            kept.append(name)
-        yield ImageVectors(kept, table[: len(kept)])
+        for name, vector in named_vectors:
+            table[len(described_names)] = vector
+            described_names.append(name)
+        yield ImageVectors(described_names, table[: len(described_names)])
         return
     LOGGER.info("vectors of %d images exceed %d MiB: using a temporary file", len(names), config.memory_budget_mb)
     try:
         # Written as a stream and mapped afterwards: a full disk is an error here, but a SIGBUS in a memmap.
         with tempfile.TemporaryFile(dir=folder, prefix=".featkit-vectors-") as file:
-            for name, vector in made:
+            for name, vector in named_vectors:
                 file.write(vector.tobytes())
-                kept.append(name)
+                described_names.append(name)
             file.flush()
-            shape = (len(kept), codebook.dims)
-            mapped = np.memmap(file, np.int16, "r", shape=shape) if kept else np.empty(shape, np.int16)
-            yield ImageVectors(kept, mapped)
+            shape = (len(described_names), codebook.dims)
+            mapped = np.memmap(file, np.int16, "r", shape=shape) if described_names else np.empty(shape, np.int16)
+            yield ImageVectors(described_names, mapped)
     except OSError as error:
         raise NotWritableError(
             f"{folder or tempfile.gettempdir()}: cannot store image vectors ({error.strerror});"
@@ -266,12 +266,12 @@ def most_similar_rows(
             f"--retrieval: descriptors of {queries.shape[1]} and {database.shape[1]} numbers cannot be compared;"
             " describe queries and map with the same method"
         )
-    found = np.full((len(queries), num), -1, np.int64)
+    best = np.full((len(queries), num), -1, np.int64)
     for start in range(0, len(queries), BLOCK):
         similarities = queries[start : start + BLOCK] @ database.T
         if not_itself:
             rows = np.arange(len(similarities))
             similarities[rows, start + rows] = -np.inf
         order = np.argsort(-similarities, axis=1, kind="stable")[:, : min(num, len(database) - not_itself)]
-        found[start : start + len(order), : order.shape[1]] = order
-    return found
+        best[start : start + len(order), : order.shape[1]] = order
+    return best

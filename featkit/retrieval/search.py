@@ -43,9 +43,9 @@ def block_rows(dims: int, num: int, available_bytes: int) -> int:
     while block_bytes(rows, dims, num) > available_bytes:
         rows //= 2
         if rows < SMALLEST_BLOCK:
-            least = -(-block_bytes(SMALLEST_BLOCK, dims, num) // MIB)
+            least_mib = -(-block_bytes(SMALLEST_BLOCK, dims, num) // MIB)
             raise UsageError(
-                f"memory_budget_mb: at least {least} MiB are needed for {num} neighbours in {dims} dimensions"
+                f"memory_budget_mb: at least {least_mib} MiB are needed for {num} neighbours in {dims} dimensions"
             )
     return rows
 
@@ -68,37 +68,37 @@ def top_k(
     """
     library = choose_backend(backend, device)
     rows = block_rows(queries.shape[1], num, available_bytes)
-    found = np.full((len(queries), num), -1, np.int64)
+    indices = np.full((len(queries), num), -1, np.int64)
     similarities = np.zeros((len(queries), num), np.int64)
     for start in range(0, len(queries), rows):
-        some = queries[start : start + rows].astype(np.float32)
-        skip = np.full(len(some), -1) if exclude is None else exclude[start : start + rows]
-        keys = np.full((len(some), num), NOTHING, np.int64)
+        query_block = queries[start : start + rows].astype(np.float32)
+        skip = np.full(len(query_block), -1) if exclude is None else exclude[start : start + rows]
+        keys = np.full((len(query_block), num), NOTHING, np.int64)
         for first in range(0, len(database), rows):
             block = database[first : first + rows].astype(np.float32)
             if library == "faiss":
-                new = _block_faiss(some, block, num, skip - first, first)
+                block_keys = _search_block_faiss(query_block, block, num, skip - first, first)
             else:
-                new = _block_torch(some, block, num, skip - first, first, torch_device(device))
-            keys = _largest(np.concatenate([keys, new], axis=1), num)
-            del block, new  # before the next block is read, so that only one is in memory
-        taken = keys != NOTHING
-        found[start : start + rows] = np.where(taken, INDEX_MASK - (keys & INDEX_MASK), -1)
-        similarities[start : start + rows] = np.where(taken, keys >> INDEX_BITS, 0)
-    return found, similarities
+                block_keys = _search_block_torch(query_block, block, num, skip - first, first, torch_device(device))
+            keys = _largest_keys(np.concatenate([keys, block_keys], axis=1), num)
+            del block, block_keys  # before the next block is read, so that only one is in memory
+        is_found = keys != NOTHING
+        indices[start : start + rows] = np.where(is_found, INDEX_MASK - (keys & INDEX_MASK), -1)
+        similarities[start : start + rows] = np.where(is_found, keys >> INDEX_BITS, 0)
+    return indices, similarities
 
 
-def _keys(similarities: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _sort_keys(similarities: np.ndarray, index: np.ndarray) -> np.ndarray:
     return (similarities.astype(np.int64) << INDEX_BITS) + (INDEX_MASK - index)
 
 
-def _largest(keys: np.ndarray, num: int) -> np.ndarray:
+def _largest_keys(keys: np.ndarray, num: int) -> np.ndarray:
     """The `num` largest keys of every row, largest first."""
     keys.sort(axis=1)
     return keys[:, ::-1][:, :num].copy()
 
 
-def _block_torch(
+def _search_block_torch(
     queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int, device: torch.device
 ) -> np.ndarray:
     import torch
@@ -111,24 +111,24 @@ def _block_torch(
     return torch.topk(keys, min(num, len(block)), dim=1).values.cpu().numpy()
 
 
-def _block_faiss(queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int) -> np.ndarray:
+def _search_block_faiss(queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int) -> np.ndarray:
     import faiss
 
     # Two more than requested: one may be the excluded row, and one shows whether a tie was cut.
     count = min(num + 2, len(block))
     similarities, index = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
-    keys = np.where(index == skip[:, None], NOTHING, _keys(similarities, first + index))
-    keys = _largest(keys, num)
+    keys = np.where(index == skip[:, None], NOTHING, _sort_keys(similarities, first + index))
+    keys = _largest_keys(keys, num)
     if count == len(block):
         return keys
     # faiss does not guarantee which of several equal rows it returns: if a tie reaches the cut, compare all rows.
     cut = np.flatnonzero((keys[:, -1] >> INDEX_BITS) <= similarities[:, -1].astype(np.int64))
-    everything = np.arange(len(block))
+    all_rows = np.arange(len(block))
     for row in cut:
-        full = _keys(block @ queries[row], first + everything)
+        full = _sort_keys(block @ queries[row], first + all_rows)
         if 0 <= skip[row] < len(block):
             full[skip[row]] = NOTHING
-        keys[row] = _largest(full[None, :], num)[0]
+        keys[row] = _largest_keys(full[None, :], num)[0]
     return keys
 
 

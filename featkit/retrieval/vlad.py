@@ -81,7 +81,7 @@ def train_codebook(
     Needs about 3 x train_descriptors x d x 4 bytes (147 MiB at 100,000 x 128), freed before vectors are computed.
     Raises BadInputError if no image has a descriptor, or if their lengths differ.
     """
-    sample = _sample(store, names, config, generator)
+    sample = _sample_descriptors(store, names, config, generator)
     basis = _principal_axes(sample, config.descriptor_dims)
     points = to_fixed_point(sample @ basis, DISTANCE_NORM).astype(np.float32)
     del sample
@@ -114,9 +114,9 @@ def vlad(
         members = points[labels == cluster]
         residuals[cluster] = members.sum(axis=0, dtype=np.float64) - len(members) * codebook.centroids[cluster]
     if config.intra_normalize:
-        residuals = _unit(residuals)
+        residuals = _normalise_rows(residuals)
     powered = np.sign(residuals) * np.abs(residuals) ** config.power
-    return _unit(powered.reshape(1, -1))[0].astype(np.float32)
+    return _normalise_rows(powered.reshape(1, -1))[0].astype(np.float32)
 
 
 def unit_descriptors(store: FeatureStore, name: str, limit: int) -> Float32[np.ndarray, "n d"]:
@@ -137,10 +137,12 @@ def unit_rows(features: Features, limit: int, what: str = "descriptors") -> Floa
         rows = rows[np.sort(np.argsort(-features.scores, kind="stable")[:limit])]
     rows = rows[np.any(rows != 0, axis=1)]
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
-    return _unit(rows / largest)  # divided by the largest entry first, as squares of tiny entries would underflow
+    return _normalise_rows(
+        rows / largest
+    )  # divided by the largest entry first, as squares of tiny entries would underflow
 
 
-def _sample(
+def _sample_descriptors(
     store: FeatureStore, names: Sequence[str], config: VladConfig, generator: np.random.Generator
 ) -> Float32[np.ndarray, "n d"]:
     """Unit descriptors of random images, equally many from each unless it has fewer."""
@@ -159,9 +161,9 @@ def _sample(
                 f"{store.path}: {names[index]!r} has descriptors of length {rows.shape[1]},"
                 f" other images {parts[0].shape[1]}; extract all images with the same method"
             )
-        take = min(quota, len(rows), config.train_descriptors - total)
-        parts.append(rows[np.sort(generator.choice(len(rows), size=take, replace=False))])
-        total, used = total + take, used + 1
+        count = min(quota, len(rows), config.train_descriptors - total)
+        parts.append(rows[np.sort(generator.choice(len(rows), size=count, replace=False))])
+        total, used = total + count, used + 1
     if not parts:
         raise BadInputError(f"{store.path}: none of {len(names)} images has a keypoint; nothing to compare")
     return np.concatenate(parts)
@@ -180,7 +182,7 @@ def _principal_axes(sample: np.ndarray, dims: int) -> Float32[np.ndarray, "d p"]
     return np.ascontiguousarray(axes * signs, dtype=np.float32)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _normalise_rows(rows: np.ndarray) -> np.ndarray:
     """Normalize rows to length 1; zero rows stay zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1.0)
@@ -213,13 +215,13 @@ def kmeans(
     k = min(num_clusters, len(points))
     chosen = np.sort(generator.choice(len(points), size=k, replace=False))
     centroids = points[chosen].copy()
-    before: np.ndarray | None = None
+    previous: np.ndarray | None = None
     for _ in range(iterations):
         labels = nearest_centroid(points, centroids, backend=backend, device=device)
-        if before is not None and np.array_equal(labels, before):
+        if previous is not None and np.array_equal(labels, previous):
             break
-        centroids = _means(points, labels, centroids)
-        before = labels
+        centroids = _update_centroids(points, labels, centroids)
+        previous = labels
     return centroids
 
 
@@ -234,15 +236,15 @@ def nearest_centroid(
     library = choose_backend(backend, device)
     labels = np.empty(len(points), np.int64)
     for start in range(0, len(points), ROWS_AT_ONCE):
-        some = np.ascontiguousarray(points[start : start + ROWS_AT_ONCE], dtype=np.float32)
+        block = np.ascontiguousarray(points[start : start + ROWS_AT_ONCE], dtype=np.float32)
         if library == "faiss":
-            labels[start : start + len(some)] = _nearest_faiss(some, centroids)
+            labels[start : start + len(block)] = _nearest_centroid_faiss(block, centroids)
         else:
-            labels[start : start + len(some)] = _nearest_torch(some, centroids, torch_device(device))
+            labels[start : start + len(block)] = _nearest_centroid_torch(block, centroids, torch_device(device))
     return labels
 
 
-def _nearest_faiss(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def _nearest_centroid_faiss(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     import faiss
 
     # Two neighbours, not one: faiss does not guarantee which of two equally near centroids comes first.
@@ -254,7 +256,7 @@ def _nearest_faiss(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _nearest_torch(points: np.ndarray, centroids: np.ndarray, device: torch.device) -> np.ndarray:
+def _nearest_centroid_torch(points: np.ndarray, centroids: np.ndarray, device: torch.device) -> np.ndarray:
     import torch
 
     x, c = torch.from_numpy(points).to(device), torch.from_numpy(centroids).to(device)
@@ -263,7 +265,7 @@ def _nearest_torch(points: np.ndarray, centroids: np.ndarray, device: torch.devi
     return torch.argmin(distances, dim=1).cpu().numpy()
 
 
-def _means(points: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def _update_centroids(points: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The rounded mean of every cluster."""
     moved = centroids.copy()
     counts = np.bincount(labels, minlength=len(centroids))

@@ -74,7 +74,7 @@ class World:
         padded = torch.zeros((per_process, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        with self._together():
+        with self._collective():
             torch.distributed.all_gather(parts, padded)
         return torch.cat(parts)[:count]
 
@@ -82,7 +82,7 @@ class World:
         """The sum of the values over all processes, without gradient."""
         if self.size == 1:
             return values.detach()
-        with self._together():
+        with self._collective():
             return self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -107,21 +107,21 @@ class World:
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
-            with self._together():
+            with self._collective():
                 self._fabric.barrier()
 
     def from_first(self, make: Callable[[], T]) -> T:
         """The result of `make` in the first process, broadcast to all; a FeatkitError is raised in all."""
         if self.size == 1:
             return make()
-        made: tuple[T | None, FeatkitError | None] = (None, None)
+        outcome: tuple[T | None, FeatkitError | None] = (None, None)
         if self.is_first:
             try:
-                made = make(), None
+                outcome = make(), None
             except FeatkitError as error:
-                made = None, error
-        with self._together():
-            value, failure = self._fabric.broadcast(made)
+                outcome = None, error
+        with self._collective():
+            value, failure = self._fabric.broadcast(outcome)
         if failure is not None:
             raise failure
         return cast(T, value)
@@ -141,7 +141,7 @@ class World:
             )
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _collective(self) -> Iterator[None]:
         """A collective operation. Raises ProcessLostError when another process does not take part."""
         try:
             yield
@@ -192,28 +192,28 @@ def launch(
     it is decided (`World.precision`). timeout_s: how long a process waits for the others. Raises UsageError for devices
     that are not there or not those of torchrun, ProcessLostError when the others do not come.
     """
-    by = launched()
+    launcher = launched()
     chosen = torch_device(device)
-    count = check_devices(by, device, chosen, devices)
-    which: Any = count
-    if chosen.type == "cuda" and count == 1 and by is None:
-        which = [chosen.index or 0]
-    fabric = _library("")
-    environments = _library(".plugins.environments")
-    several = by is not None or count > 1
+    count = check_devices(launcher, device, chosen, devices)
+    device_ids: Any = count
+    if chosen.type == "cuda" and count == 1 and launcher is None:
+        device_ids = [chosen.index or 0]
+    fabric = _import_fabric("")
+    environments = _import_fabric(".plugins.environments")
+    several = launcher is not None or count > 1
     options: dict[str, Any] = {"strategy": "auto"}
     if several:
-        options["strategy"] = _library(".strategies").DDPStrategy(timeout=timedelta(seconds=timeout_s))
+        options["strategy"] = _import_fabric(".strategies").DDPStrategy(timeout=timedelta(seconds=timeout_s))
         # without it Lightning would ask SLURM's variables, which may be those of the job that torchrun runs in
         options["plugins"] = [
-            environments.LightningEnvironment() if by is None else environments.TorchElasticEnvironment()
+            environments.LightningEnvironment() if launcher is None else environments.TorchElasticEnvironment()
         ]
-        options["num_nodes"] = 1 if by is None else by.nodes
+        options["num_nodes"] = 1 if launcher is None else launcher.nodes
     for name in ("lightning.fabric", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # it announces every process
-    made = fabric.Fabric(accelerator=chosen.type, devices=which, **options)
+    fabric_instance = fabric.Fabric(accelerator=chosen.type, devices=device_ids, **options)
     try:
-        made.launch()
+        fabric_instance.launch()
     except RuntimeError as error:
         if not several:
             raise
@@ -222,33 +222,33 @@ def launch(
             f"the processes did not find each other within {timeout_s:g} s ({reason}); is the same command running on"
             " all nodes, with the same --rdzv-endpoint?"
         ) from None
-    world = World(made, timeout_s, "bf16" if precision == "bf16" else "fp32")
+    world = World(fabric_instance, timeout_s, "bf16" if precision == "bf16" else "fp32")
     if not world.is_first:
         log.only_errors()
     return world
 
 
-def check_devices(by: Launched | None, name: str, device: torch.device, devices: int | None) -> int:
+def check_devices(launcher: Launched | None, name: str, device: torch.device, devices: int | None) -> int:
     """The number of processes on this node. Raises UsageError."""
     if devices is not None and devices < 1:
         raise UsageError(f"--devices {devices}: at least one")
     count = devices or 1
-    if by is not None:
-        if devices is not None and devices != by.local_size:
+    if launcher is not None:
+        if devices is not None and devices != launcher.local_size:
             raise UsageError(
-                f"--devices {devices}: torchrun has started {by.local_size} process(es) on this node; leave --devices"
-                " out, --nproc-per-node sets it"
+                f"--devices {devices}: torchrun has started {launcher.local_size} process(es) on this node; leave"
+                " --devices out, --nproc-per-node sets it"
             )
-        count = by.local_size
+        count = launcher.local_size
     if device.type == "cuda" and count > torch.cuda.device_count():
-        said = f"--devices {count}" if by is None else f"torchrun --nproc-per-node {count}"
-        raise UsageError(f"{said}: torch sees {torch.cuda.device_count()} CUDA devices")
+        option = f"--devices {count}" if launcher is None else f"torchrun --nproc-per-node {count}"
+        raise UsageError(f"{option}: torch sees {torch.cuda.device_count()} CUDA devices")
     if device.index is not None and device.type == "cuda" and count > 1:
         raise UsageError(f"--device {name}: {count} processes take a device each; write --device cuda")
     return count
 
 
-def _library(part: str) -> ModuleType:
+def _import_fabric(part: str) -> ModuleType:
     for name in ("lightning.fabric", "lightning_fabric"):
         try:
             return importlib.import_module(name + part)

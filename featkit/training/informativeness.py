@@ -113,9 +113,9 @@ def informativeness(
     measured = min(config.measured, len(pairs))
     norms = np.zeros(measured)
     for i in np.flatnonzero(hardest.found[:measured].numpy()):
-        own, negative = hardest.ends[i].tolist()
+        nearest_end, negative = hardest.ends[i].tolist()
         triplet = resize_patches(patches[[i, len(pairs) + i, negative]].to(device), network.input_px)
-        norms[i] = gradient_norm(network, triplet, 0 if own == i else 1, config.loss)
+        norms[i] = gradient_norm(network, triplet, 0 if nearest_end == i else 1, config.loss)
     distances = squared_distance(paired_similarity(anchors, positives)[:measured], config.loss).sqrt()
     return Informativeness(distances.double().numpy(), norms)
 
@@ -127,9 +127,9 @@ def gradient_norm(
 
     triplet: anchor, positive, negative. own: the patch of the pair that the negative is nearest to, 0 or 1.
     """
-    found = network(triplet[:, None]).descriptor
+    descriptors = network(triplet[:, None]).descriptor
     squares = squared_distance(
-        paired_similarity(found[[0, own]], found[[1, 2]]), config
+        paired_similarity(descriptors[[0, own]], descriptors[[1, 2]]), config
     )  # of the pair, of the negative
     loss = (config.margin + squares[0] - squares[1]).clamp(min=0.0)
     gradients = torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
@@ -142,11 +142,11 @@ def snapshots(run: Path) -> list[Snapshot]:
     The untrained one is initialised from the seed in RUN/config.yaml. Raises BadInputError if there are no weights.
     """
     paths = [*sorted((run / "snapshots").glob("*.safetensors")), run / "best.safetensors", run / "last.safetensors"]
-    kept = [Snapshot(path.stem, _step_of(path), path) for path in paths if path.is_file()]
-    if not kept:
+    with_weights = [Snapshot(path.stem, _read_step(path), path) for path in paths if path.is_file()]
+    if not with_weights:
         raise BadInputError(f"{run}: no weights of a training (last.safetensors, snapshots/*.safetensors)")
-    by_step = {snapshot.step: snapshot for snapshot in kept if snapshot.step is not None}
-    unknown = [snapshot for snapshot in kept if snapshot.step is None]
+    by_step = {snapshot.step: snapshot for snapshot in with_weights if snapshot.step is not None}
+    unknown = [snapshot for snapshot in with_weights if snapshot.step is None]
     start = [Snapshot("untrained", 0, None)] if (run / "config.yaml").is_file() else []
     return [*start, *(by_step[step] for step in sorted(by_step)), *unknown]
 
@@ -158,9 +158,9 @@ def along_training(
     out = []
     for snapshot in snapshots(run):
         network = untrained(run) if snapshot.path is None else load_patch_network(snapshot.path, device)[0]
-        found = informativeness(network, pairs, config, device)
-        LOGGER.info("%s: correlation %.3f (ranks %.3f)", snapshot.name, found.pearson, found.spearman)
-        out.append((snapshot, found))
+        result = informativeness(network, pairs, config, device)
+        LOGGER.info("%s: correlation %.3f (ranks %.3f)", snapshot.name, result.pearson, result.spearman)
+        out.append((snapshot, result))
     return out
 
 
@@ -186,7 +186,7 @@ def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return (last - 0.5 * (counts - 1))[place]
 
 
-def _step_of(path: Path) -> int | None:
+def _read_step(path: Path) -> int | None:
     """The training step recorded in a weights file."""
     step = read_metadata_patch_files(path).get("step", "")
     return int(step) if step.isdecimal() else None

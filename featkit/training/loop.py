@@ -63,10 +63,10 @@ def train(
         if world.is_first:
             folder.remove() if overwrite else folder.refuse_foreign()
         world.barrier()
-        return _in_folder(folder, task_class, config, data, name, world)
+        return _train_in_folder(folder, task_class, config, data, name, world)
 
 
-def _in_folder(
+def _train_in_folder(
     folder: RunFolder, task_class: Callable[..., Task], config: TrainingConfig, data: Any, name: str, world: World
 ) -> Trained:
     config = planned(task_class, config, data, folder, world)
@@ -80,7 +80,7 @@ def _in_folder(
         task.prepare(data, world)
         run = Run(task, folder, world, identity, {"recipe": name, "data": task.described(data)})
         try:
-            return _train(run, task)
+            return _train_and_export(run, task)
         finally:
             task.close()
             folder.close()
@@ -104,7 +104,7 @@ def planned(
     next step on, unless the run is finished. The number of steps is kept if the budget is the same. Raises UsageError
     for a budget that is too short.
     """
-    stored = world.from_first(lambda: _stored(folder))
+    stored = world.from_first(lambda: _read_stored_run(folder))
     if stored is not None:
         if config.precision == "auto" or stored.is_finished:
             config = config.model_copy(update={"precision": stored.config.get("precision", "fp32")})
@@ -116,22 +116,22 @@ def planned(
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredRun:
     """Configuration and status of a run, from its checkpoint."""
 
     config: dict[str, Any]
     is_finished: bool
 
 
-def _stored(folder: RunFolder) -> _Stored | None:
+def _read_stored_run(folder: RunFolder) -> _StoredRun | None:
     state = load_checkpoint(folder.checkpoint)
     if state is None:
         return None
     config = json.loads(state["config"])
-    return _Stored(config, state["progress"]["step"] >= config["steps"])
+    return _StoredRun(config, state["progress"]["step"] >= config["steps"])
 
 
-def _train(run: Run, task: Task) -> Trained:
+def _train_and_export(run: Run, task: Task) -> Trained:
     folder, config = run.folder, run.config
     resumed = run.resume()
     run.world.barrier()  # no process writes a checkpoint before all have looked for one
@@ -146,7 +146,7 @@ def _train(run: Run, task: Task) -> Trained:
             folder.start(config, task.name, run.done.history)
         if not resumed:
             run.save()
-        _until_stopped(run)
+        _train_until_stopped(run)
     summary = summarise(run, task)
     if run.world.is_first:
         folder.write_summary(summary)
@@ -155,7 +155,7 @@ def _train(run: Run, task: Task) -> Trained:
     return Trained(folder.path, summary, run.world.is_first)
 
 
-def _until_stopped(run: Run) -> None:
+def _train_until_stopped(run: Run) -> None:
     """Train; on a stop only the first process raises, since a failure of another one would kill it."""
     try:
         run.train()
@@ -229,9 +229,9 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Include the network's current values. step: steps done so far."""
-        past = min(self._decay, step / (step + 10))
-        own = self._network.state_dict()
-        torch._foreach_lerp_(list(self.values.values()), [own[name] for name in self.values], 1 - past)
+        decay = min(self._decay, step / (step + 10))
+        current = self._network.state_dict()
+        torch._foreach_lerp_(list(self.values.values()), [current[name] for name in self.values], 1 - decay)
 
 
 class Run:
@@ -305,12 +305,12 @@ class Run:
             while not self.finished:
                 loss, norm, result = self._step()
                 self.done.pending.append(loss)
-                score = self._measure_in_turn(progress)
+                score = self._measure_if_due(progress)
                 if self.done.step % every == 0 or self.finished or score is not None:
                     self._write_row(norm, result, score, progress)
                 progress.stepped(loss, "" if score is None else self.task.score.text(score))
-                self._keep_snapshot()
-                self._show()
+                self._save_snapshot_if_due()
+                self._save_pictures_if_due()
                 self._save_or_stop(request)
         if self.world.is_first:
             self.folder.write_metrics(self.done.history)
@@ -326,7 +326,7 @@ class Run:
         loss, length = torch.stack([result.loss.float(), norm.float()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(length)):
             what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient's norm became {length}"
-            self._give_up(what, self.done.step + 1)
+            self._raise_diverged(what, self.done.step + 1)
         self.optimiser.step()
         self.done.step += 1
         if self.average is not None:
@@ -334,7 +334,7 @@ class Run:
         self.done.seconds += time.perf_counter() - started
         return loss, length, result
 
-    def _give_up(self, what: str, step: int) -> NoReturn:
+    def _raise_diverged(self, what: str, step: int) -> NoReturn:
         if self.world.is_first:
             self.folder.save_bad_batch(step, self.task.batch_arrays())
         raise EmptyResultError(
@@ -342,9 +342,9 @@ class Run:
             f"{self.folder.checkpoint}; lower optimiser.learning_rate or set max_gradient"
         )
 
-    def _measure_in_turn(self, progress: Progress) -> float | None:
+    def _measure_if_due(self, progress: Progress) -> float | None:
         """The validation score, if an evaluation is due."""
-        if not (self._turns(self.config.held_out.every) or self.finished):
+        if not (self._completes_interval(self.config.held_out.every) or self.finished):
             return None
         self._check_network()
         return self._measure(progress) if self.world.is_first else None
@@ -356,7 +356,7 @@ class Run:
             with self.averaged():
                 score = self.task.held_out()
         except BadInputError as error:  # finite weights, but NaN descriptors
-            self._give_up(str(error), self.done.step)
+            self._raise_diverged(str(error), self.done.step)
         self.done.last_score = score
         if score <= self.done.best_score:
             self.done.best_score, self.done.best_step = score, self.done.step
@@ -377,33 +377,33 @@ class Run:
         if self.average is None:
             yield
             return
-        own = {name: value.clone() for name, value in self.task.network.state_dict().items()}
+        current = {name: value.clone() for name, value in self.task.network.state_dict().items()}
         self.task.network.load_state_dict(self.network_state())
         try:
             yield
         finally:
-            self.task.network.load_state_dict(own)
+            self.task.network.load_state_dict(current)
 
     def _check_network(self) -> None:
         tensors = [value for module in self.task.modules().values() for value in module.state_dict().values()]
         if not all(bool(torch.isfinite(value).all()) for value in tensors):
-            self._give_up("the update left values in the network that are no numbers", self.done.step)
+            self._raise_diverged("the update left values in the network that are no numbers", self.done.step)
 
-    def _turns(self, every: float) -> bool:
+    def _completes_interval(self, every: float) -> bool:
         """Whether this step completes a multiple of the share `every` of the training."""
         step, steps = self.done.step, self.config.steps
         return int(step / steps / every + 1e-9) > int((step - 1) / steps / every + 1e-9)
 
-    def _keep_snapshot(self) -> None:
-        if self.config.snapshots and self.world.is_first and self._turns(1 / self.config.snapshots):
+    def _save_snapshot_if_due(self) -> None:
+        if self.config.snapshots and self.world.is_first and self._completes_interval(1 / self.config.snapshots):
             path = self.folder.snapshots / f"step_{self.done.step:07d}.safetensors"
             path.parent.mkdir(exist_ok=True)
             with torch.random.fork_rng(devices=[]):  # building a network draws
                 self.task.save_weights(path, self.network_state(), {"step": str(self.done.step)})
 
-    def _show(self) -> None:
-        turns = self.task.picture_turns
-        if turns and self.world.is_first and self._turns(1 / turns):
+    def _save_pictures_if_due(self) -> None:
+        times = self.task.picture_turns
+        if times and self.world.is_first and self._completes_interval(1 / times):
             with self.averaged():
                 pictures = self.task.pictures()
             self.folder.add_pictures(self.done.step, pictures)
@@ -446,11 +446,11 @@ def check_checkpoint(state: dict[str, Any], config: Config, identity: str, path:
 
     The precision may differ, see `planned`.
     """
-    stored, wanted = json.loads(state["config"]), json.loads(config.canonical_json())
-    if "precision" in stored and stored["precision"] != wanted["precision"]:
-        LOGGER.warning("%s: continues in %s, was started in %s", path, wanted["precision"], stored["precision"])
-        stored["precision"] = wanted["precision"]
-    if stored != wanted:
+    stored, requested = json.loads(state["config"]), json.loads(config.canonical_json())
+    if "precision" in stored and stored["precision"] != requested["precision"]:
+        LOGGER.warning("%s: continues in %s, was started in %s", path, requested["precision"], stored["precision"])
+        stored["precision"] = requested["precision"]
+    if stored != requested:
         raise UsageError(
             f"{path}: was trained with another configuration ({differences(json.dumps(stored), config)}); "
             "choose another folder, or use --overwrite to discard it"

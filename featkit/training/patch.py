@@ -71,7 +71,7 @@ class PatchTask:
         self._device = torch_device(device)
         self.network = PatchNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self._device)
         self.starts_trained = bool(config.start)
-        self._started_from = self._start_from(config.start) if config.start else None
+        self._started_from = self._load_initial_weights(config.start) if config.start else None
         loss = (
             scaled_to_budget(config.loss, config.steps, config.batch_size) if config.scale_statistics else config.loss
         )
@@ -93,15 +93,15 @@ class PatchTask:
                 f"choose one of them, or another sampler for {config.loss.name!r}"
             )
 
-    def _start_from(self, start: str) -> WeightInfo | None:
+    def _load_initial_weights(self, start: str) -> WeightInfo | None:
         """Load trained weights, and return their manifest entry. Raises UsageError for those of another network."""
         trained, row = load_patch_network(start, self._device)
         try:
             self.network.load_state_dict(trained.state_dict())
         except RuntimeError:
-            asked, found = self.config.network, trained.config
-            other = [name for name in type(asked).model_fields if getattr(asked, name) != getattr(found, name)]
-            raise UsageError(f"start: {start} is another network: {', '.join(other)} of network differ") from None
+            wanted, loaded = self.config.network, trained.config
+            differing = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(loaded, name)]
+            raise UsageError(f"start: {start} is another network: {', '.join(differing)} of network differ") from None
         return row
 
     def prepare(self, data: PatchSet, world: World) -> None:
@@ -115,34 +115,34 @@ class PatchTask:
         self._pairs: ValidationPairs | None = None
         if world.is_first:
             self._pairs = validation_pairs(data, out, self.config.held_out, self.config.seed)
-        self._mined: MinedLabels | None = None
+        self._mined_labels: MinedLabels | None = None
         self.last: Batch | None = None
         draw = Draw(
-            self._sampler(train, data),
+            self._build_sampler(train, data),
             self.config.augmentation,
             np.random.default_rng([self.config.seed, 1]),
             getattr(self.config.sampler, "filled_rotation_deg", 0.0),
         )
-        self.feed = PatchFeed(data.patches, draw, world.device, self._part, self.config.patches_on)
+        self.feed = PatchFeed(data.patches, draw, world.device, self._own_rows, self.config.patches_on)
         trunk, self._head = split_trunk_head(self.network, several=world.size > 1)
         if world.size > 1:
             share_batch_norms(trunk, world.total)
         self._trunk: Any = compiled(trunk, trunk) if self.config.compile else trunk
 
-    def _sampler(self, train: ClassIndex, data: PatchSet) -> Sampler:
+    def _build_sampler(self, train: ClassIndex, data: PatchSet) -> Sampler:
         generator = np.random.default_rng([self.config.seed, 0])
         sampler, batch = self.config.sampler, self.config.batch_size
         if isinstance(sampler, Groups):
             scenes = data.scenes[train.members[train.starts]] if sampler.two_scenes else None
             if sampler.label_mining is not None:
-                self._mined = mine_labels(data, sampler.label_mining, self.world.device)
+                self._mined_labels = mine_labels(data, sampler.label_mining, self.world.device)
             at_random = sampler.fill == "at_random"
             return GroupSampler(train, batch, generator, sampler.max_per_group, scenes, at_random)
         if isinstance(sampler, AdaSample):
             return AdaSampler(train, batch, sampler.class_size, sampler.candidates, generator)
         return PairSampler(train, batch, generator, self.config.same_image_share, data.images)
 
-    def _part(self, plan: BatchPlan) -> slice:
+    def _own_rows(self, plan: BatchPlan) -> slice:
         if not plan.columns:
             return self.world.part(len(plan.patches))
         rows = self.world.part(len(plan.patches) // plan.columns)
@@ -152,8 +152,8 @@ class PatchTask:
     def identity_of(cls, data: PatchSet) -> str:
         """`n patches, digest`, with a digest of the classes and a sample of patches."""
         digest = hashlib.sha256(np.ascontiguousarray(data.classes, np.int64).tobytes())
-        some = np.unique(np.linspace(0, len(data) - 1, FINGERPRINTED if len(data) else 0).astype(np.int64))
-        digest.update(np.ascontiguousarray(data.patches[some]).tobytes())
+        sample = np.unique(np.linspace(0, len(data) - 1, FINGERPRINTED if len(data) else 0).astype(np.int64))
+        digest.update(np.ascontiguousarray(data.patches[sample]).tobytes())
         return f"{len(data)} patches, {digest.hexdigest()[:16]}"
 
     def described(self, data: PatchSet) -> dict[str, Any]:
@@ -187,19 +187,19 @@ class PatchTask:
     def step(self, share: float) -> LossResult:
         """Add the gradient of the next batch's loss. share: completed share of the training, in [0, 1)."""
         self.network.train()
-        self.last = fed = self.feed.next()
+        self.last = batch = self.feed.next()
         if isinstance(self.config.sampler, AdaSample):
-            patches, weights, extra = self._informative(fed)
+            patches, weights, extra = self._choose_informative_pairs(batch)
         else:
-            patches, weights, extra = self._warped(fed), None, {}
-        plan = fed.plan
+            patches, weights, extra = self._warp_batch(batch), None, {}
+        plan = batch.plan
         count = len(plan.patches) if not plan.columns else 2 * (len(plan.patches) // plan.columns)
         result = backward(
             self._trunk,
             self.network,
             patches,
             count,
-            lambda features: self._loss_of(features, plan, weights, share),
+            lambda features: self._batch_loss(features, plan, weights, share),
             self.world,
             self.config.chunk,
         )
@@ -215,10 +215,10 @@ class PatchTask:
     def held_out_s(self) -> float:
         """Estimated duration of `held_out` in seconds, from some of its patches."""
         assert self._pairs is not None
-        started, some = time.perf_counter(), self._pairs.pixels[:TIMED_PATCHES]
-        describe_patches(self.network, some, self.world.device, precision=self.world.precision)
+        started, sample = time.perf_counter(), self._pairs.pixels[:TIMED_PATCHES]
+        describe_patches(self.network, sample, self.world.device, precision=self.world.precision)
         self.network.train()
-        return (time.perf_counter() - started) * len(self._pairs.pixels) / len(some)
+        return (time.perf_counter() - started) * len(self._pairs.pixels) / len(sample)
 
     def waited_s(self) -> float:
         """Seconds spent waiting for patches so far."""
@@ -244,21 +244,31 @@ class PatchTask:
         plan = self.last.plan
         return {"patches": plan.patches, "labels": plan.labels, "transforms": self.last.transforms}
 
-    def _warped(self, fed: Batch) -> Float[Tensor, "p 1 s s"]:
-        part = self._part(fed.plan)
-        transforms = torch.from_numpy(fed.transforms[part]).to(self.world.device)
-        patches = warp_patches(fed.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
-        return patches if fed.degradations is None else degrade_patches(patches, fed.degradations, part)
+    def _warp_batch(self, batch: Batch) -> Float[Tensor, "p 1 s s"]:
+        rows = self._own_rows(batch.plan)
+        transforms = torch.from_numpy(batch.transforms[rows]).to(self.world.device)
+        patches = warp_patches(batch.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
+        return patches if batch.degradations is None else degrade_patches(patches, batch.degradations, rows)
 
-    def _loss_of(
+    def _batch_loss(
         self, features: Float[Tensor, "m f"], plan: BatchPlan, weights: Tensor | None, share: float
     ) -> LossResult:
-        found = self._head(features)
+        description = self._head(features)
         if not plan.columns:
             labels = torch.from_numpy(plan.labels).to(features.device)
-            ignored = None if self._mined is None else self._mined.ignored(plan.patches, plan.labels, features.device)
-            return self.loss(GroupBatch(found.descriptor, labels, ignored), share)
-        batch = PairBatch(found.descriptor[0::2], found.descriptor[1::2], found.raw[0::2], found.raw[1::2], weights)
+            ignored = (
+                None
+                if self._mined_labels is None
+                else self._mined_labels.ignored(plan.patches, plan.labels, features.device)
+            )
+            return self.loss(GroupBatch(description.descriptor, labels, ignored), share)
+        batch = PairBatch(
+            description.descriptor[0::2],
+            description.descriptor[1::2],
+            description.raw[0::2],
+            description.raw[1::2],
+            weights,
+        )
         result = self.loss(batch, share)
         if self.config.second_order_weight:
             second = second_order_term(batch, self.config.second_order_neighbours)
@@ -266,13 +276,13 @@ class PatchTask:
             return LossResult(total, {**result.statistics, "second_order": second.detach()})
         return result
 
-    def _informative(self, fed: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _choose_informative_pairs(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Anchors with the positives chosen by AdaSample, the weights of the pairs, and statistics."""
         sampler = self.config.sampler
         assert isinstance(sampler, AdaSample)
         assert isinstance(self.loss, HingeLoss)
-        plan, k = fed.plan, fed.plan.columns
-        candidates = self._warped(fed)  # (p k, 1, s, s)
+        plan, k = batch.plan, batch.plan.columns
+        candidates = self._warp_batch(batch)  # (p k, 1, s, s)
         rows = self.world.part(len(plan.patches) // k)
         exponent = sampler.strength / max(float(self.loss.average_loss), SMALLEST_AVERAGE)  # lambda / L_avg, eq. 13
         kind = self.loss.distance if sampler.distance == "of_loss" else sampler.distance
@@ -280,9 +290,9 @@ class PatchTask:
         chance = torch.from_numpy(plan.chance[rows]).to(from_anchor.device)
         chosen = choose_positives(from_anchor, exponent, chance)
         pairs = candidates.unflatten(0, (-1, k))
-        every = torch.arange(len(chosen), device=from_anchor.device)
-        patches = torch.stack([pairs[:, 0], pairs[every, 1 + chosen]], dim=1).flatten(0, 1)
-        distances = self.world.gather(from_anchor[every, chosen][:, None], len(plan.patches) // k)[:, 0]
+        anchors = torch.arange(len(chosen), device=from_anchor.device)
+        patches = torch.stack([pairs[:, 0], pairs[anchors, 1 + chosen]], dim=1).flatten(0, 1)
+        distances = self.world.gather(from_anchor[anchors, chosen][:, None], len(plan.patches) // k)[:, 0]
         weights = pair_weights(distances, exponent, sampler.smallest_angle)
         return (
             patches,
@@ -298,9 +308,9 @@ class PatchTask:
         """Unit descriptors of the current network, without dropout and with running statistics."""
         self.network.eval()
         with self.world.autocast():
-            found = [self.network(part).descriptor.float() for part in patches.split(DESCRIBED_AT_ONCE)]
+            descriptors = [self.network(part).descriptor.float() for part in patches.split(DESCRIBED_AT_ONCE)]
         self.network.train()
-        return torch.cat(found)
+        return torch.cat(descriptors)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -341,23 +351,26 @@ def split_classes(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int)
     if config.scenes:
         unknown = next((name for name in config.scenes if name not in data.scene_names), None)
         if unknown is not None:
-            have = ", ".join(sorted(set(data.scene_names)))
-            raise UsageError(f"held_out.scenes: no scene {unknown!r} in the data; it has {have}")
-        out = np.isin(of_class, config.scenes)
+            known = ", ".join(sorted(set(data.scene_names)))
+            raise UsageError(f"held_out.scenes: no scene {unknown!r} in the data; it has {known}")
+        is_held_out = np.isin(of_class, config.scenes)
     else:
-        out = _whole_scenes(data, of_class, config, generator)
-        if not out.any():
-            out[generator.permutation(len(out))[: max(2, round(config.share * len(out)))]] = True
-    if min(int(out.sum()), int((~out).sum())) < 2:
+        is_held_out = _choose_scenes(data, of_class, config, generator)
+        if not is_held_out.any():
+            number = max(2, round(config.share * len(is_held_out)))
+            is_held_out[generator.permutation(len(is_held_out))[:number]] = True
+    if min(int(is_held_out.sum()), int((~is_held_out).sum())) < 2:
         raise BadInputError(
-            f"only {len(out)} classes have two patches or more, {int(out.sum())} of them held out: too few to train"
-            " with and to measure on"
+            f"only {len(is_held_out)} classes have two patches or more, {int(is_held_out.sum())} of them held out:"
+            " too few to train with and to measure on"
         )
-    train, held_out = (ClassIndex(index.members, index.starts[rows], index.counts[rows]) for rows in (~out, out))
+    train, held_out = (
+        ClassIndex(index.members, index.starts[rows], index.counts[rows]) for rows in (~is_held_out, is_held_out)
+    )
     return train, held_out
 
 
-def _whole_scenes(
+def _choose_scenes(
     data: PatchSet, of_class: np.ndarray, config: HeldOut, generator: np.random.Generator
 ) -> Bool[np.ndarray, " c"]:
     """Classes of random complete scenes while they fit; if images are known, only scenes whose images share enough.
@@ -370,11 +383,11 @@ def _whole_scenes(
         pairs = image_pairs(data.classes, data.scenes, data.images, config.min_shared, 1, generator)
         usable = {data.scene_names[data.scenes[pair.rows0[0]]] for pair in pairs}
     chosen: list[str] = []
-    room = config.share * len(of_class)
-    for place in generator.permutation(len(names)):
-        if names[place] in usable and counts[place] <= room:
-            chosen.append(names[place])
-            room -= counts[place]
+    remaining = config.share * len(of_class)
+    for number in generator.permutation(len(names)):
+        if names[number] in usable and counts[number] <= remaining:
+            chosen.append(names[number])
+            remaining -= counts[number]
     return np.isin(of_class, chosen)
 
 
@@ -382,9 +395,9 @@ def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: i
     """At most `config.pairs` matching pairs of validation classes, grouped by image pair."""
     generator = np.random.default_rng([seed, 3])
     members = np.concatenate([index.members[s : s + c] for s, c in zip(index.starts, index.counts, strict=True)])
-    found: list[ImagePair] = []
+    shared_pairs: list[ImagePair] = []
     if data.images is not None:
-        of_images = image_pairs(
+        candidates = image_pairs(
             data.classes[members],
             data.scenes[members],
             data.images[members],
@@ -392,11 +405,13 @@ def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: i
             config.max_shared,
             generator,
         )
-        found = _truncate_pairs(config.pairs, (ImagePair(members[p.rows0], members[p.rows1]) for p in of_images))
-    if not found:
-        found = _truncate_pairs(config.pairs, _made_up(data, index, config, generator))
-    rows0, rows1 = (np.concatenate([getattr(pair, name) for pair in found]) for name in ("rows0", "rows1"))
-    sizes = np.array([len(pair) for pair in found])
+        shared_pairs = _truncate_pairs(
+            config.pairs, (ImagePair(members[p.rows0], members[p.rows1]) for p in candidates)
+        )
+    if not shared_pairs:
+        shared_pairs = _truncate_pairs(config.pairs, _pairs_within_scenes(data, index, config, generator))
+    rows0, rows1 = (np.concatenate([getattr(pair, name) for pair in shared_pairs]) for name in ("rows0", "rows1"))
+    sizes = np.array([len(pair) for pair in shared_pairs])
     first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
     place = np.arange(len(rows0)) - first
     others = first + (place + 1 + (generator.random(len(place)) * (size - 1)).astype(np.int64)) % size
@@ -417,7 +432,9 @@ def _truncate_pairs(most: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
     return found
 
 
-def _made_up(data: PatchSet, index: ClassIndex, config: HeldOut, generator: np.random.Generator) -> Iterator[ImagePair]:
+def _pairs_within_scenes(
+    data: PatchSet, index: ClassIndex, config: HeldOut, generator: np.random.Generator
+) -> Iterator[ImagePair]:
     """Two patches per class, grouped by scene as if they came from two images; all classes together if every scene has
     only one."""
     order = generator.permutation(len(index))

@@ -78,7 +78,7 @@ class PatchFeed:
         part: Callable[[BatchPlan], slice],
         where: str = "auto",
     ):
-        self._draw, self._device, self._part = draw, device, part
+        self._draw, self._device, self._own_rows = draw, device, part
         self._state = draw.state()
         self.on_device = where == "device" or (where == "auto" and fits(patches, device))
         self._patches: Any = on_device(patches, device) if self.on_device else patches
@@ -92,14 +92,14 @@ class PatchFeed:
         """The next batch; the waiting time is added to `waited_s`."""
         started = time.perf_counter()
         if self._threaded and self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread = threading.Thread(target=self._prefetch, daemon=True)
             self._thread.start()
-        made = self._queue.get() if self._threaded else self._make()
-        if isinstance(made, BaseException):
-            raise made
-        plan, transforms, degradations, pixels, self._state = made
+        drawn = self._queue.get() if self._threaded else self._draw_batch()
+        if isinstance(drawn, BaseException):
+            raise drawn
+        plan, transforms, degradations, pixels, self._state = drawn
         if self.on_device:
-            pixels = self._patches[torch.from_numpy(plan.patches[self._part(plan)]).to(self._device)]
+            pixels = self._patches[torch.from_numpy(plan.patches[self._own_rows(plan)]).to(self._device)]
         else:
             pixels = pixels.to(self._device, non_blocking=True)
         self.waited_s += time.perf_counter() - started
@@ -124,28 +124,28 @@ class PatchFeed:
             except queue.Empty:
                 self._thread.join(0.01)
 
-    def _make(self) -> tuple[BatchPlan, np.ndarray, Degradations | None, Any, dict[str, Any]]:
+    def _draw_batch(self) -> tuple[BatchPlan, np.ndarray, Degradations | None, Any, dict[str, Any]]:
         plan, transforms, degradations = self._draw()
         pixels = None
         if not self.on_device:
-            pixels = torch.from_numpy(self._patches[plan.patches[self._part(plan)]])
+            pixels = torch.from_numpy(self._patches[plan.patches[self._own_rows(plan)]])
             pixels = pixels.pin_memory() if self._device.type == "cuda" else pixels
         return plan, transforms, degradations, pixels, self._draw.state()
 
-    def _work(self) -> None:
-        made: Any
+    def _prefetch(self) -> None:
+        drawn: Any
         while not self._stop.is_set():
             try:
-                made = self._make()
+                drawn = self._draw_batch()
             except BaseException as error:  # raised again in `next`
-                made = error
+                drawn = error
             while not self._stop.is_set():
                 try:
-                    self._queue.put(made, timeout=0.1)
+                    self._queue.put(drawn, timeout=0.1)
                     break
                 except queue.Full:
                     continue
-            if isinstance(made, BaseException):
+            if isinstance(drawn, BaseException):
                 return
 
 
@@ -163,8 +163,8 @@ def fits(patches: PatchArray, device: torch.device) -> bool:
 
 def on_device(patches: PatchArray, device: torch.device) -> UInt8[Tensor, "n s s"]:
     """All patches as one tensor."""
-    whole = torch.empty(tuple(patches.shape), dtype=torch.uint8, device=device)
+    tensor = torch.empty(tuple(patches.shape), dtype=torch.uint8, device=device)
     for start in range(0, len(patches), READ_AT_ONCE):
         index = np.arange(start, min(start + READ_AT_ONCE, len(patches)))
-        whole[start : start + len(index)] = torch.from_numpy(np.ascontiguousarray(patches[index])).to(device)
-    return whole
+        tensor[start : start + len(index)] = torch.from_numpy(np.ascontiguousarray(patches[index])).to(device)
+    return tensor

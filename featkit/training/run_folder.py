@@ -66,7 +66,9 @@ class RunFolder:
         """Raises BadInputError if files with a run's names exist that featkit did not write."""
         folders = (self.snapshots, self.pictures, self.path / "tensorboard")
         refuse_foreign(*(path for path in folders if path.is_symlink()))
-        if not (self.checkpoint.is_file() and not is_foreign(self.checkpoint)) and not _is_own(self.path / CONFIG):
+        if not (self.checkpoint.is_file() and not is_foreign(self.checkpoint)) and not _is_own_config(
+            self.path / CONFIG
+        ):
             refuse_foreign(*(self.path / name for name in FILES), self.snapshots, self.pictures)
 
     def remove(self) -> None:
@@ -114,7 +116,7 @@ class RunFolder:
     def add(self, row: Row, history: list[Row]) -> None:
         """Append a row, the last of `history`. Raises NotWritableError before the disk is full."""
         require_space(self.checkpoint, ROOM_BYTES)
-        header = self._header() if len(history) > 1 else []
+        header = self._read_header() if len(history) > 1 else []
         if set(row) <= set(header):
             cells = ["" if key not in row else repr(row[key]) if key != "step" else int(row[key]) for key in header]
             with open(self.metrics, "a", newline="", opener=no_links) as file:
@@ -127,7 +129,7 @@ class RunFolder:
                     self._events.add_scalar(key, value, int(row["step"]))
             self._events.flush()
 
-    def _header(self) -> list[str]:
+    def _read_header(self) -> list[str]:
         """Columns of metrics.csv."""
         if not self.metrics.exists():
             return []
@@ -137,8 +139,8 @@ class RunFolder:
     def add_pictures(self, step: int, pictures: dict[str, UInt8[np.ndarray, "h w 3"]]) -> None:
         """Write RUN/pictures/NAME_STEP.jpg, and add the pictures to TensorBoard."""
         for name, pixels in pictures.items():
-            done, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), JPEG)
-            assert done
+            is_encoded, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), JPEG)
+            assert is_encoded
             write_bytes(self.pictures / f"{name}_{step:07d}.jpg", marked(content.tobytes()), owned=True)
             if self._events is not None:
                 self._events.add_image(name, pixels, step, dataformats="HWC")
@@ -156,7 +158,7 @@ class RunFolder:
             self._events.close()
 
 
-def _is_own(config: Path) -> bool:
+def _is_own_config(config: Path) -> bool:
     """Whether featkit wrote this config.yaml; files of earlier versions are recognised by their keys."""
     try:
         text = config.read_text(encoding="utf-8")
@@ -235,8 +237,8 @@ class Progress:
         self._items, self._unit, self._quiet = items_per_step, unit, quiet
         self._bar = progress("train", steps - done, "steps") if sys.stderr.isatty() and not quiet else None
         self._loss: float | None = None
-        self._started = self._said = self._asked = time.monotonic()
-        self._asked_step, self._asked_wait = done, 0.0
+        self._started = self._last_line_at = self._speed_since = time.monotonic()
+        self._speed_step, self._speed_wait_s = done, 0.0
 
     def __enter__(self) -> Progress:
         self._advance = self._bar.__enter__() if self._bar is not None else None
@@ -255,9 +257,9 @@ class Progress:
         if self._advance is not None:
             self._advance(1)
         now = time.monotonic()
-        if self._quiet or (not score and now - self._said < LINE_EVERY_S):
+        if self._quiet or (not score and now - self._last_line_at < LINE_EVERY_S):
             return
-        self._said = now
+        self._last_line_at = now
         rate = (self._step - self._first) / max(now - self._started, 1e-9)
         text = f"step {self._step}/{self._steps}: loss {self._loss:.4f}, {number(rate * self._items)} {self._unit}/s"
         if self._step < self._steps:
@@ -266,18 +268,18 @@ class Progress:
 
     def paused(self, seconds: float) -> None:
         """Exclude this time from the speed."""
-        self._asked += seconds
+        self._speed_since += seconds
 
     def speed(self, waited_s: float) -> dict[str, float]:
         """<unit>_per_s and wait_share since the last call. waited_s: total seconds waited for data so far."""
         now = time.monotonic()
-        span = max(now - self._asked, 1e-9)
-        steps = self._step + 1 - self._asked_step  # the step of this row is counted after it
+        span = max(now - self._speed_since, 1e-9)
+        steps = self._step + 1 - self._speed_step  # the step of this row is counted after it
         row = {
             f"{self._unit}_per_s": steps * self._items / span,
-            "wait_share": (waited_s - self._asked_wait) / span,
+            "wait_share": (waited_s - self._speed_wait_s) / span,
         }
-        self._asked, self._asked_step, self._asked_wait = now, self._step + 1, waited_s
+        self._speed_since, self._speed_step, self._speed_wait_s = now, self._step + 1, waited_s
         return row
 
 

@@ -66,16 +66,16 @@ class ScfeatStages:
         Raises UsageError if a stage's share of the budget is zero or too short.
         """
         config = self.config
-        given = {WARM_UP: config.warm_up, DESCRIPTION: config.description, DETECTION: config.detection}
-        stages = {name: stage for name, stage in given.items() if stage is not None}
+        optional_stages = {WARM_UP: config.warm_up, DESCRIPTION: config.description, DETECTION: config.detection}
+        stages = {name: stage for name, stage in optional_stages.items() if stage is not None}
         shares = sum(stage.share for stage in stages.values())
         if config.budget and not all(stage.share > 0 for stage in stages.values()):
             raise UsageError("--budget: every stage needs a `share` of it above 0")
-        made: dict[str, StageTraining] = {}
+        complete: dict[str, StageTraining] = {}
         for name, stage in stages.items():
-            own: dict[str, Any] = {"network": config.network, "seed": config.seed, "timeout_s": config.timeout_s}
+            overrides: dict[str, Any] = {"network": config.network, "seed": config.seed, "timeout_s": config.timeout_s}
             if isinstance(stage, PosedTraining):
-                own["data"] = config.data
+                overrides["data"] = config.data
             if config.budget:
                 seconds = seconds_of(config.budget) * stage.share / shares
                 if seconds < LEAST_S:
@@ -83,11 +83,11 @@ class ScfeatStages:
                         f"--budget {config.budget!r}: too short: {name} gets {seconds:.3g} s of it; {LEAST_S:g} s at"
                         f" least, so {LEAST_S * shares / stage.share:.0f} s for all stages"
                     )
-                own["budget"] = f"{seconds:.0f}s" if seconds >= 10 else f"{seconds:.2f}s"
+                overrides["budget"] = f"{seconds:.0f}s" if seconds >= 10 else f"{seconds:.2f}s"
             if config.precision is not None:
-                own["precision"] = config.precision
-            made[name] = stage.model_copy(update=own)
-        return made
+                overrides["precision"] = config.precision
+            complete[name] = stage.model_copy(update=overrides)
+        return complete
 
     def run(
         self,
@@ -106,27 +106,27 @@ class ScfeatStages:
         networks are copied to OUT/best.safetensors and OUT/last.safetensors. Raises UsageError if a required earlier
         stage is missing, and the errors of `train`.
         """
-        done = []
+        results = []
         world = world or launch(self.device, timeout_s=self.config.timeout_s)
         if world.is_first:
             refuse_foreign(*(output / name for name in (BEST, LAST, SUMMARY, "report.html")))
         start = world.from_first(lambda: self.encoder_start(encoder_weights))
         for stage, config in self.configured().items():
-            before, folder = start, output / stage
+            initial, folder = start, output / stage
             if stage in stages:
-                given = self._data(stage, data, before)
-                LOGGER.info("%s: %d %s, starts from %s", stage, given.count, TASKS[stage].unit, before.origin)
-                done.append(train(TASKS[stage], config, given, folder, world, name=name, overwrite=overwrite))
-            found = world.from_first(functools.partial(self._learned, folder))
-            if found is not None:
-                start = found
+                stage_data = self._stage_data(stage, data, initial)
+                LOGGER.info("%s: %d %s, starts from %s", stage, stage_data.count, TASKS[stage].unit, initial.origin)
+                results.append(train(TASKS[stage], config, stage_data, folder, world, name=name, overwrite=overwrite))
+            result = world.from_first(functools.partial(self._read_stage_result, folder))
+            if result is not None:
+                start = result
             elif stage not in stages and any(later in stages for later in STAGES[STAGES.index(stage) + 1 :]):
                 raise UsageError(
                     f"{folder}: the stage {stage} comes first and is not there; run it, or all (no --stage)"
                 )
-        if done and done[-1].is_first:
-            _finish(done, output)
-        return done
+        if results and results[-1].is_first:
+            _write_final_output(results, output)
+        return results
 
     def encoder_start(self, path: Path | None) -> Start:
         """Initial encoder weights from a ResNet checkpoint; empty for None. Raises BadInputError."""
@@ -138,7 +138,7 @@ class ScfeatStages:
         values = {key: value for key, value in network.state_dict().items() if key.startswith(prefix)}
         return Start(values, path.name)
 
-    def _learned(self, folder: Path) -> Start | None:
+    def _read_stage_result(self, folder: Path) -> Start | None:
         return self.start_from(folder) if (folder / BEST).is_file() else None
 
     def start_from(self, folder: Path) -> Start:
@@ -153,13 +153,15 @@ class ScfeatStages:
         state = load_checkpoint(folder / "checkpoint.pt")
         values = network.state_dict() if state is None else state["progress"]["best_network"]
         warm_up = self.config.warm_up
-        taught = warm_up is not None and warm_up.teacher is not None and warm_up.teacher.score > 0
-        own_head = all(getattr(self.config.network, name) == value for name, value in other_head.items())
-        kept = taught and own_head
-        learned = {key: value.clone() for key, value in values.items() if kept or not key.startswith("detector.")}
+        detector_is_taught = warm_up is not None and warm_up.teacher is not None and warm_up.teacher.score > 0
+        same_head = all(getattr(self.config.network, name) == value for name, value in other_head.items())
+        with_detector = detector_is_taught and same_head
+        learned = {
+            key: value.clone() for key, value in values.items() if with_detector or not key.startswith("detector.")
+        }
         return Start(learned, folder.name)
 
-    def _data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
+    def _stage_data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
         if stage != WARM_UP:
             if not start.values:
                 LOGGER.warning(
@@ -186,12 +188,12 @@ class ScfeatStages:
         return PhotoData(name, data.photos, start, data.teacher_files)
 
 
-def _finish(done: list[Trained], output: Path) -> None:
+def _write_final_output(results: list[Trained], output: Path) -> None:
     """Write the last stage's networks and a summary of all stages to the run's folder."""
-    last = done[-1].folder
+    last = results[-1].folder
     for weights in (BEST, LAST):
         write_bytes(output / weights, (last / weights).read_bytes())
-    found = [path for stage in STAGES if (path := output / stage / "summary.json").is_file()]
-    stages = [json.loads(path.read_text(encoding="utf-8")) for path in found]
+    summaries = [path for stage in STAGES if (path := output / stage / "summary.json").is_file()]
+    stages = [json.loads(path.read_text(encoding="utf-8")) for path in summaries]
     summary = {**stages[-1], "seconds": round(sum(stage["seconds"] for stage in stages), 1), "stages": stages}
     write_text(output / SUMMARY, json.dumps(summary, indent=1) + "\n")

@@ -73,22 +73,22 @@ class DescriptionTask(DenseTask[PosedBatch]):
     def _loss(self, batch: PosedBatch) -> LossResult:
         images = self.images(torch.cat([batch.images0, batch.images1]))
         maps = self.describe(images)
-        found = self._epipolar(maps, batch)
+        result = self._epipolar_loss(maps, batch)
         if self._start is None:
-            return found
+            return result
         self._start.train(not self.config.freeze_norms)
         with torch.no_grad(), self.world.autocast():
-            before = self._start.describe(images)
-        pulled = self._pulled(maps, before)
-        return LossResult(found.loss + self.config.pull * pulled, {**found.statistics, "pull": pulled.detach()})
+            initial = self._start.describe(images)
+        pull_loss = self._pull_term(maps, initial)
+        return LossResult(result.loss + self.config.pull * pull_loss, {**result.statistics, "pull": pull_loss.detach()})
 
-    def _pulled(self, maps: DenseMaps, before: DenseMaps) -> Float[Tensor, ""]:
+    def _pull_term(self, maps: DenseMaps, initial: DenseMaps) -> Float[Tensor, ""]:
         """Mean over pixels and over both maps of the squared distance of unit vectors: 2 - 2 cos."""
-        pairs = ((maps.descriptors, before.descriptors), (maps.normalised, before.normalised))
+        pairs = ((maps.descriptors, initial.descriptors), (maps.normalised, initial.normalised))
         cosines = [F.cosine_similarity(now, then.float(), dim=1).mean((1, 2)) for now, then in pairs]
         return (2 - torch.cat(cosines) - torch.cat(cosines)).sum() / (4 * self.config.batch_size)
 
-    def _epipolar(self, maps: DenseMaps, batch: PosedBatch) -> LossResult:
+    def _epipolar_loss(self, maps: DenseMaps, batch: PosedBatch) -> LossResult:
         views = self.views(maps.normalised, batch.fundamentals01, batch)
         return description_loss(views, self.config.loss, self.context)
 
@@ -109,15 +109,15 @@ class DescriptionTask(DenseTask[PosedBatch]):
         batch = self.held_out_batches[0]
         maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
         views = self.views(maps.normalised, batch.fundamentals01, batch)
-        found = one_way_loss(views, self.config.loss, LossContext(torch.Generator().manual_seed(PICTURE_SEED)))
+        matched = one_way_loss(views, self.config.loss, LossContext(torch.Generator().manual_seed(PICTURE_SEED)))
         return {
             "matches": line_picture(
                 batch.images0[0].numpy(),
                 batch.images1[0].numpy(),
-                found.points0[0].cpu().numpy(),
-                found.matches.positions[0].cpu().numpy(),
-                found.matches.lines[0].cpu().numpy(),
-                found.valid[0].cpu().numpy(),
+                matched.points0[0].cpu().numpy(),
+                matched.matches.positions[0].cpu().numpy(),
+                matched.matches.lines[0].cpu().numpy(),
+                matched.valid[0].cpu().numpy(),
             )
         }
 
@@ -125,7 +125,7 @@ class DescriptionTask(DenseTask[PosedBatch]):
 def posed_sources(data: PosedData, config: Any) -> tuple[PosedSamples, PosedSamples]:
     """Training samples, and validation samples without augmentation."""
     training, held_out = split_pairs(data.pairs, config.held_out.share, config.seed)
-    as_it_is = config.augmentation.model_copy(
+    without_augmentation = config.augmentation.model_copy(
         update={
             "jitter": config.augmentation.jitter.model_copy(update={"probability": 0.0}),
             "photometric": PhotometricConfig(),
@@ -134,7 +134,7 @@ def posed_sources(data: PosedData, config: Any) -> tuple[PosedSamples, PosedSamp
             ),
         }
     )
-    return PosedSamples(training, config.augmentation, config.cache_mb), PosedSamples(held_out, as_it_is)
+    return PosedSamples(training, config.augmentation, config.cache_mb), PosedSamples(held_out, without_augmentation)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -160,12 +160,12 @@ class DetectionTask(DenseTask[PosedBatch]):
         self.network.detector.train()
 
     def _loss(self, batch: PosedBatch) -> LossResult:
-        scores, maps = self._scores(batch)
+        scores, maps = self._score_maps(batch)
         scores0, scores1 = scores.chunk(2)
         views = self.views(maps, batch.fundamentals01, batch)
         return detection_loss(scores0, scores1, views, self.config.loss, self.context)
 
-    def _scores(self, batch: PosedBatch) -> tuple[Float[Tensor, "b2 1 h w"], Float[Tensor, "b2 d h4 w4"]]:
+    def _score_maps(self, batch: PosedBatch) -> tuple[Float[Tensor, "b2 1 h w"], Float[Tensor, "b2 d h4 w4"]]:
         """Scores of all first, then of all second images, with gradient, and maps without gradient."""
         images = self.images(torch.cat([batch.images0, batch.images1]))
         with torch.no_grad():
@@ -178,14 +178,14 @@ class DetectionTask(DenseTask[PosedBatch]):
     def held_out(self) -> float:
         """Share of the strongest keypoints that have no mutual nearest neighbour on their epipolar line."""
         self.network.eval()
-        return float(np.mean([unmatched_share(*self._scores(batch), batch) for batch in self.held_out_batches]))
+        return float(np.mean([unmatched_share(*self._score_maps(batch), batch) for batch in self.held_out_batches]))
 
     @torch.no_grad()
     def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """Scores and strongest keypoints of the first validation pair's first image."""
         self.network.eval()
         batch = self.held_out_batches[0]
-        scores = self._scores(batch)[0][:1]
+        scores = self._score_maps(batch)[0][:1]
         points = strongest(scores)[0].cpu().numpy()
         return {"keypoints": keypoint_picture(batch.images0[0].numpy(), scores[0, 0].cpu().numpy(), points)}
 
@@ -213,8 +213,8 @@ class WarmUpTask(DenseTask[HomographyBatch]):
     ) -> tuple[SampleSource[Any, HomographyBatch], SampleSource[Any, HomographyBatch]]:
         if data.count < 2:
             raise BadInputError(f"{data.name}: {data.count} photograph; at least 2 are needed, one is held out")
-        teacher, wanted = None, self.config.teacher
-        if wanted is not None:
+        teacher, teacher_config = None, self.config.teacher
+        if teacher_config is not None:
             teacher = self._teacher = Teacher(data.folders, data.teacher_files)
             if teacher.dimension != self.network.dimension:
                 raise BadInputError(
@@ -222,11 +222,15 @@ class WarmUpTask(DenseTask[HomographyBatch]):
                     f" {self.network.dimension}: set network.descriptor_channels, or take another teacher"
                 )
         pairs = HomographyPairs(
-            data.folders, self.config.augmentation, self.config.cache_mb, teacher, wanted.keypoints if wanted else 0
+            data.folders,
+            self.config.augmentation,
+            self.config.cache_mb,
+            teacher,
+            teacher_config.keypoints if teacher_config else 0,
         )
         order = np.random.default_rng([self.config.seed, SPLIT_SEED]).permutation(len(pairs))
-        out = max(1, round(self.config.held_out.share * len(order)))
-        return pairs.select(order[out:]), pairs.select(order[:out])
+        held_out_count = max(1, round(self.config.held_out.share * len(order)))
+        return pairs.select(order[held_out_count:]), pairs.select(order[:held_out_count])
 
     def close(self) -> None:
         """Stop prefetching and close the teacher's files."""
@@ -244,13 +248,13 @@ class WarmUpTask(DenseTask[HomographyBatch]):
     def _loss(self, batch: HomographyBatch) -> LossResult:
         images = self.images(torch.cat([batch.images0, batch.images1]))
         maps = self.describe(images)
-        results = [self._contrastive(self._compared(maps), batch)] if self.config.contrastive else []
+        results = [self._contrastive_term(self._maps_for_loss(maps), batch)] if self.config.contrastive else []
         if self.config.teacher is not None:
-            results += self._imitated(images, maps, batch, self.config.teacher)
+            results += self._imitation_losses(images, maps, batch, self.config.teacher)
         statistics = {name: value for result in results for name, value in result.statistics.items()}
         return LossResult(torch.stack([result.loss for result in results]).sum(), statistics)
 
-    def _imitated(
+    def _imitation_losses(
         self, images: Float[Tensor, "b2 3 h w"], maps: DenseMaps, batch: HomographyBatch, config: TeacherConfig
     ) -> list[LossResult]:
         """The imitation losses of both views."""
@@ -259,28 +263,28 @@ class WarmUpTask(DenseTask[HomographyBatch]):
             *(torch.from_numpy(getattr(batch.taught, f.name)).to(self.device) for f in fields(TeacherKeypoints))
         )
         size = batch.images0.shape[2], batch.images0.shape[1]
-        results = [imitation_loss(self._compared(maps), lesson, size, config, self.world.total)]
+        results = [imitation_loss(self._maps_for_loss(maps), lesson, size, config, self.world.total)]
         if config.score > 0:
             count = max(1, round(config.score_share * len(images)))
-            some = DenseMaps(*(part[:count] for part in maps))
+            scored_maps = DenseMaps(*(part[:count] for part in maps))
             with self.world.autocast():
-                scores = self.network.detect(images[:count], some).float()
+                scores = self.network.detect(images[:count], scored_maps).float()
             valid = torch.cat([batch.valid0, batch.valid1])[:count, None].to(self.device)
-            few = TeacherKeypoints(*(getattr(lesson, f.name)[:count] for f in fields(TeacherKeypoints)))
-            results.append(score_loss(scores, few, valid, config.score, self.world.total))
+            scored_lesson = TeacherKeypoints(*(getattr(lesson, f.name)[:count] for f in fields(TeacherKeypoints)))
+            results.append(score_loss(scores, scored_lesson, valid, config.score, self.world.total))
         return results
 
-    def _contrastive(self, compared: Float[Tensor, "b2 d h4 w4"], batch: HomographyBatch) -> LossResult:
+    def _contrastive_term(self, compared: Float[Tensor, "b2 d h4 w4"], batch: HomographyBatch) -> LossResult:
         views = self.views(compared, batch.homographies01, batch)
-        found = contrastive_loss(views, self.config.loss, self.context)
-        return LossResult(self.config.contrastive * found.loss, found.statistics)
+        result = contrastive_loss(views, self.config.loss, self.context)
+        return LossResult(self.config.contrastive * result.loss, result.statistics)
 
-    def _compared(self, maps: DenseMaps) -> Float[Tensor, "b2 d h4 w4"]:
+    def _maps_for_loss(self, maps: DenseMaps) -> Float[Tensor, "b2 d h4 w4"]:
         """The map of every photograph used in the loss, before or after the bridge, the same for both views."""
         count = self.config.batch_size
         fused = torch.arange(count) < round(self.config.fused_share * count)
-        both = fused[self.world.part(count)].repeat(2).to(maps.normalised.device)
-        return torch.where(both[:, None, None, None], maps.descriptors, maps.normalised)
+        fused_of_views = fused[self.world.part(count)].repeat(2).to(maps.normalised.device)
+        return torch.where(fused_of_views[:, None, None, None], maps.descriptors, maps.normalised)
 
     @torch.no_grad()
     def held_out(self) -> float:

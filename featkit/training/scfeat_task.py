@@ -242,7 +242,7 @@ class DenseTask(ABC, Generic[BatchT]):
         self.feed: PairFeed[Any, BatchT] = PairFeed(
             training, self.config.batch_size, self.config.seed, self.config.workers, world.part
         )
-        self.held_out_batches = list(self._fixed(held_out)) if world.is_first else []
+        self.held_out_batches = list(self._validation_batches(held_out)) if world.is_first else []
         self._generator = torch.Generator().manual_seed(seed_of(self.config.seed, DRAW_SEED, 0, 0))
         draws: Draws = self._generator
         if world.size > 1:
@@ -272,19 +272,19 @@ class DenseTask(ABC, Generic[BatchT]):
 
     def held_out_s(self) -> float:
         """Estimated duration of `held_out` in seconds, from one of its pairs."""
-        every, started = self.held_out_batches, time.perf_counter()
-        self.held_out_batches = every[:1]
+        all_batches, started = self.held_out_batches, time.perf_counter()
+        self.held_out_batches = all_batches[:1]
         try:
             self.held_out()
         finally:
-            self.held_out_batches = every
-        return (time.perf_counter() - started) * len(every)
+            self.held_out_batches = all_batches
+        return (time.perf_counter() - started) * len(all_batches)
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that this stage trains."""
 
-    def _fixed(self, source: SampleSource[Any, BatchT]) -> Any:
+    def _validation_batches(self, source: SampleSource[Any, BatchT]) -> Any:
         """Validation batches of one pair each: a fixed selection, evenly spread."""
         count = min(self.config.held_out.pairs, len(source))
         for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
@@ -315,9 +315,9 @@ class DenseTask(ABC, Generic[BatchT]):
         result = self._loss(self.batch)
         result.loss.backward()
         self.world.sum_gradients(self.parameters())
-        return self._of_all(result)
+        return self._sum_over_processes(result)
 
-    def _of_all(self, result: LossResult) -> LossResult:
+    def _sum_over_processes(self, result: LossResult) -> LossResult:
         """Loss and statistics of the complete batch, summed over the processes' parts."""
         if self.world.size == 1:
             return LossResult(result.loss.detach(), result.statistics)
@@ -374,9 +374,9 @@ def seed_of(*numbers: int) -> int:
 
 def fill(network: SCFeatNetwork, values: dict[str, Tensor], origin: str) -> None:
     """Load `values` into the network. Raises BadInputError for names or shapes that the network does not have."""
-    own = network.state_dict()
+    state = network.state_dict()
     for name, value in values.items():
-        if name not in own or own[name].shape != value.shape:
+        if name not in state or state[name].shape != value.shape:
             raise BadInputError(f"{origin}: has {name} of shape {tuple(value.shape)}, which this network does not")
     network.load_state_dict(values, strict=False)
 
@@ -457,7 +457,7 @@ class PhotoData:
 
     @cached_property
     def files(self) -> list[tuple[FileTree, str]]:
-        return [found for folder in self.folders for found in photographs(folder)]
+        return [file for folder in self.folders for file in photographs(folder)]
 
     @property
     def count(self) -> int:
@@ -473,5 +473,5 @@ class PhotoData:
         for file in self.teacher_files:
             with open_features(file) as store:
                 digest.update(repr([(name, store.digest(name)) for name in store.names()]).encode())
-        found = f"{self.count} photographs, {digest.hexdigest()[:16]}"
-        return f"{found}, from {self.start.origin} {self.start.digest()}".strip()
+        description = f"{self.count} photographs, {digest.hexdigest()[:16]}"
+        return f"{description}, from {self.start.origin} {self.start.digest()}".strip()

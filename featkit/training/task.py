@@ -160,18 +160,18 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
     if config.precision == "auto" and not config.budget and config.steps < MEASURED_FROM:
         return Plan("fp32", config.steps)
     started = time.perf_counter()
-    known: Precision = "bf16" if config.precision == "bf16" else "fp32"
-    task = task_class(config.model_copy(update={"precision": known}), str(world.device))
+    initial: Precision = "bf16" if config.precision == "bf16" else "fp32"
+    task = task_class(config.model_copy(update={"precision": initial}), str(world.device))
     task.prepare(data, world)
     prepare_s = time.perf_counter() - started
-    world.precision = known
+    world.precision = initial
     try:
-        timer = _Timer(task, world, SHARE * budget_s if config.budget else LIMIT_S)
-        look_s = timer.look() if config.budget and world.is_first else 0.0
-        precision = timer.choose(config)
+        timer = _StepTimer(task, world, SHARE * budget_s if config.budget else LIMIT_S)
+        validation_s = timer.time_validation() if config.budget and world.is_first else 0.0
+        precision = timer.choose_precision(config)
         if not config.budget:
             return Plan(precision, config.steps)
-        step_s, before_s = timer.step_s(precision), look_s if task.starts_trained else 0.0
+        step_s, before_s = timer.step_s(precision), validation_s if task.starts_trained else 0.0
         spent_s = time.perf_counter() - started + prepare_s  # the task is prepared once more
     finally:
         task.close()
@@ -179,9 +179,9 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
             torch.cuda.empty_cache()
 
     def steps_that_fit() -> int:
-        steps = _steps_that_fit(RESERVE * budget_s - spent_s - before_s, step_s, look_s, config)
+        steps = _steps_that_fit(RESERVE * budget_s - spent_s - before_s, step_s, validation_s, config)
         if steps < 1:
-            least_s = (spent_s + before_s + step_s + look_s) / RESERVE
+            least_s = (spent_s + before_s + step_s + validation_s) / RESERVE
             raise UsageError(
                 f"--budget: too short: {task.name} gets {budget_s:.3g} s of it, and {least_s:.3g} s are needed for one"
                 " step and one validation; give a longer budget, or --steps"
@@ -192,72 +192,72 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
     return Plan(precision, int(world.from_first(steps_that_fit)))
 
 
-def _steps_that_fit(room_s: float, step_s: float, look_s: float, config: TrainingConfig) -> int:
+def _steps_that_fit(room_s: float, step_s: float, validation_s: float, config: TrainingConfig) -> int:
     """Number of steps, with validation after every step if there are fewer steps than validations; 0: none fits."""
-    often = (room_s - look_s / config.held_out.every) / step_s
-    return max(0, int(often if often * config.held_out.every >= 1 else room_s / (step_s + look_s)))
+    steps = (room_s - validation_s / config.held_out.every) / step_s
+    return max(0, int(steps if steps * config.held_out.every >= 1 else room_s / (step_s + validation_s)))
 
 
-class _Timer:
+class _StepTimer:
     """Times steps of a prepared task."""
 
     def __init__(self, task: Task, world: World, limit_s: float):
         self._task, self._world, self._limit_s = task, world, limit_s
         self._optimiser = build_optimiser(task.config.optimiser, task.parameter_groups())
-        self._taken: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+        self._step_times: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
         self._spent_s = 0.0
 
-    def look(self) -> float:
+    def time_validation(self) -> float:
         """Estimated duration of one validation in seconds, from a sample."""
         started = time.perf_counter()
-        look_s = self._task.held_out_s()
+        validation_s = self._task.held_out_s()
         self._spent_s += time.perf_counter() - started
-        return look_s
+        return validation_s
 
-    def choose(self, config: TrainingConfig) -> Precision:
+    def choose_precision(self, config: TrainingConfig) -> Precision:
         """The faster precision if it is auto; steps are timed in any case."""
-        known: Precision = "bf16" if config.precision == "bf16" else "fp32"
-        self._step(known)
-        self._step_while_there_is_time(known)
+        initial: Precision = "bf16" if config.precision == "bf16" else "fp32"
+        self._time_step(initial)
+        self._step_if_time(initial)
         if config.precision != "auto":
             for _ in range(ROUNDS - 1):
-                self._step_while_there_is_time(known)
-            return known
+                self._step_if_time(initial)
+            return initial
         if not config.budget:
             training_s = config.steps * self.step_s("fp32")
             self._limit_s = min(self._limit_s, SHARE * training_s)
-        if not self._there_is_time(2 * self.step_s("fp32")):
+        if not self._has_time(2 * self.step_s("fp32")):
             LOGGER.info("precision: fp32; no time to measure another one")
             return "fp32"
-        self._step("bf16")
+        self._time_step("bf16")
         for _ in range(ROUNDS):
-            if self._there_is_time(self.step_s("fp32") + self.step_s("bf16")):
-                self._step("bf16")
-                if self._first(self.step_s("bf16") > HOPELESS * self.step_s("fp32")):
+            if self._has_time(self.step_s("fp32") + self.step_s("bf16")):
+                self._time_step("bf16")
+                if self._decided_by_first(self.step_s("bf16") > HOPELESS * self.step_s("fp32")):
                     break
-                self._step("fp32")
+                self._time_step("fp32")
         fp32_s, bf16_s = (self.step_s(one) for one in ("fp32", "bf16"))
-        chosen: Precision = "bf16" if self._first(bf16_s < WORTH * fp32_s) else "fp32"
+        chosen: Precision = "bf16" if self._decided_by_first(bf16_s < WORTH * fp32_s) else "fp32"
         LOGGER.info("precision: %s; a step takes %.3g s in float32 and %.3g s in bf16", chosen, fp32_s, bf16_s)
         return chosen
 
     def step_s(self, precision: Precision) -> float:
         """Median step time in seconds; the first step counts only if it is the only one."""
-        taken = self._taken[precision]
-        return statistics.median(taken[1:] or taken)
+        times = self._step_times[precision]
+        return statistics.median(times[1:] or times)
 
-    def _first(self, found: bool) -> bool:
+    def _decided_by_first(self, found: bool) -> bool:
         """The first process's value."""
         return self._world.from_first(lambda: found)
 
-    def _there_is_time(self, expected_s: float) -> bool:
-        return self._first(self._spent_s + expected_s <= self._limit_s)
+    def _has_time(self, expected_s: float) -> bool:
+        return self._decided_by_first(self._spent_s + expected_s <= self._limit_s)
 
-    def _step_while_there_is_time(self, precision: Precision) -> None:
-        if self._there_is_time(self._taken[precision][-1]):
-            self._step(precision)
+    def _step_if_time(self, precision: Precision) -> None:
+        if self._has_time(self._step_times[precision][-1]):
+            self._time_step(precision)
 
-    def _step(self, precision: Precision) -> None:
+    def _time_step(self, precision: Precision) -> None:
         started = time.perf_counter()
         self._world.precision = precision
         self._optimiser.zero_grad(set_to_none=True)
@@ -265,5 +265,5 @@ class _Timer:
         self._optimiser.step()
         if self._world.device.type == "cuda":
             torch.cuda.synchronize(self._world.device)
-        self._taken[precision].append(time.perf_counter() - started)
-        self._spent_s += self._taken[precision][-1]
+        self._step_times[precision].append(time.perf_counter() - started)
+        self._spent_s += self._step_times[precision][-1]

@@ -33,7 +33,7 @@ class PartOfDropout(nn.Module):
     def __init__(self, probability: float):
         super().__init__()
         self.probability = probability
-        self._rows, self._count, self._at = slice(0), 0, 0
+        self._rows, self._count, self._next_row = slice(0), 0, 0
         self._factor: Tensor | None = None
 
     def start(self, rows: slice, count: int) -> None:
@@ -44,16 +44,16 @@ class PartOfDropout(nn.Module):
 
     def again(self) -> None:
         """Start over with the same rows and the same mask."""
-        self._at = 0
+        self._next_row = 0
 
     def forward(self, maps: Float[Tensor, "p c h w"]) -> Float[Tensor, "p c h w"]:
         if self._factor is None:
             ones = torch.ones((self._count, *maps.shape[1:]), dtype=maps.dtype, device=maps.device)
             ones = ones.contiguous(memory_format=torch.channels_last)
             self._factor = nn.functional.dropout(ones, self.probability)[self._rows].clone()
-        piece = self._factor[self._at : self._at + len(maps)]
-        self._at += len(maps)
-        return maps * piece
+        own_rows = self._factor[self._next_row : self._next_row + len(maps)]
+        self._next_row += len(maps)
+        return maps * own_rows
 
 
 def compiled(function: Callable[..., Any], network: nn.Module) -> Any:
@@ -82,7 +82,7 @@ def split_trunk_head(
         norm = body.features[-1]
         body.features = body.features[:-1]
         if several:
-            layers = (PartOfDropout(one.p) if isinstance(one, nn.Dropout) else one for one in body.features)
+            layers = (PartOfDropout(layer.p) if isinstance(layer, nn.Dropout) else layer for layer in body.features)
             body.features = nn.Sequential(*layers)
 
     def head(features: Float[Tensor, "m f"]) -> PatchDescription:
@@ -104,34 +104,36 @@ def backward(
 
     patches: this process's part of the batch. count: patches in the complete batch. loss_of: loss of all features.
     """
-    parts = _pieces(patches, count, chunk, world)
-    dropouts = [one for one in getattr(trunk, "modules", tuple)() if isinstance(one, PartOfDropout)]
+    parts = _split_into_chunks(patches, count, chunk, world)
+    dropouts = [module for module in getattr(trunk, "modules", tuple)() if isinstance(module, PartOfDropout)]
     for dropout in dropouts:
         dropout.start(world.part(count), count)
     if len(parts) == 1:
-        own = _features(trunk, patches, world)
-        return _through_features(own, count, loss_of, world, own.backward, network)
+        features = _trunk_features(trunk, patches, world)
+        return _backward_through_features(features, count, loss_of, world, features.backward, network)
     states = []
-    found = []
+    chunk_features = []
     with torch.no_grad():
         for part in parts:
             states.append(random_state(world.device))
-            found.append(_features(trunk, part, world))
+            chunk_features.append(_trunk_features(trunk, part, world))
     after = random_state(world.device)
 
-    def again(gradient: Tensor) -> None:
+    def backward_by_chunk(gradient: Tensor) -> None:
         for dropout in dropouts:
             dropout.again()
         with batch_statistics_kept(network):
-            for part, state, piece in zip(parts, states, gradient.split([len(part) for part in parts]), strict=True):
+            for part, state, chunk_gradient in zip(
+                parts, states, gradient.split([len(part) for part in parts]), strict=True
+            ):
                 set_random_state(state, world.device)
-                _features(trunk, part, world).backward(piece)
+                _trunk_features(trunk, part, world).backward(chunk_gradient)
         set_random_state(after, world.device)
 
-    return _through_features(torch.cat(found), count, loss_of, world, again, network)
+    return _backward_through_features(torch.cat(chunk_features), count, loss_of, world, backward_by_chunk, network)
 
 
-def _pieces(patches: Tensor, count: int, chunk: int, world: World) -> tuple[Tensor, ...]:
+def _split_into_chunks(patches: Tensor, count: int, chunk: int, world: World) -> tuple[Tensor, ...]:
     """Pieces of at most `chunk` patches, equally many in every process, since BatchNorm synchronises them."""
     if not chunk:
         return (patches,)
@@ -141,25 +143,25 @@ def _pieces(patches: Tensor, count: int, chunk: int, world: World) -> tuple[Tens
     return patches.tensor_split(-(-per_process // chunk))
 
 
-def _features(trunk: Trunk, patches: Tensor, world: World) -> Float[Tensor, "p f"]:
+def _trunk_features(trunk: Trunk, patches: Tensor, world: World) -> Float[Tensor, "p f"]:
     with world.autocast():
         return trunk(patches).float()
 
 
-def _through_features(
-    own: Tensor,
+def _backward_through_features(
+    features: Tensor,
     count: int,
     loss_of: Callable[[Tensor], LossResult],
     world: World,
-    back: Callable[[Tensor], Any],
+    backward_features: Callable[[Tensor], Any],
     network: nn.Module,
 ) -> LossResult:
-    whole = world.gather(own, count).detach().requires_grad_()
-    result = loss_of(whole)
+    all_features = world.gather(features, count).detach().requires_grad_()
+    result = loss_of(all_features)
     result.loss.backward()
-    assert whole.grad is not None
-    if len(own) or world.size > 1:
-        back(whole.grad[world.part(count)])
+    assert all_features.grad is not None
+    if len(features) or world.size > 1:
+        backward_features(all_features.grad[world.part(count)])
     world.sum_gradients(network.parameters())
     return result
 
@@ -219,20 +221,20 @@ class Normalised(torch.autograd.Function):
         centred = values - mean[:, None, None]
         variance = total(centred.square().sum(AXES)) / number
         scale = torch.rsqrt(variance + eps)
-        found = centred * scale[:, None, None]
+        normalised = centred * scale[:, None, None]
         ctx.save_for_backward(maps, mean, scale, number)  # not the output, which a ReLU may overwrite in place
         ctx.total = total
         ctx.mark_non_differentiable(mean, variance, number)
-        return found, mean, variance, number
+        return normalised, mean, variance, number
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
         maps, mean, scale, number = ctx.saved_tensors
-        found = (full_precision(maps) - mean[:, None, None]) * scale[:, None, None]
-        given = full_precision(gradients[0])
-        sums = ctx.total(torch.stack([given.sum(AXES), (given * found).sum(AXES)])) / number
-        own = given - sums[0, :, None, None] - found * sums[1, :, None, None]
-        return (own * scale[:, None, None]).to(maps.dtype), None, None
+        normalised = (full_precision(maps) - mean[:, None, None]) * scale[:, None, None]
+        gradient = full_precision(gradients[0])
+        sums = ctx.total(torch.stack([gradient.sum(AXES), (gradient * normalised).sum(AXES)])) / number
+        maps_gradient = gradient - sums[0, :, None, None] - normalised * sums[1, :, None, None]
+        return (maps_gradient * scale[:, None, None]).to(maps.dtype), None, None
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
@@ -243,7 +245,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if not self.training:
             return super().forward(maps)
-        found, mean, variance, number = Normalised.apply(maps, self.eps, self.total)
+        normalised, mean, variance, number = Normalised.apply(maps, self.eps, self.total)
         if self.track_running_stats:
             assert self.momentum is not None
             assert self.running_mean is not None
@@ -253,8 +255,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * number / (number - 1), self.momentum)
         if self.affine:
-            found = found * self.weight[:, None, None] + self.bias[:, None, None]
-        return found.to(maps.dtype)
+            normalised = normalised * self.weight[:, None, None] + self.bias[:, None, None]
+        return normalised.to(maps.dtype)
 
 
 def share_batch_norms(network: nn.Module, total: Total) -> None:

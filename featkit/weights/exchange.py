@@ -64,8 +64,8 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
     state = state_dict_of(path)
     kind = architecture or next((name for name, key in FIRST_KEYS.items() if key in state), None)
     if kind is None:
-        some = ", ".join(sorted(state)[:3])
-        raise BadInputError(f"{path}: neither HardNet, SOSNet nor HyNet (its tensors: {some}, ...)")
+        first_names = ", ".join(sorted(state)[:3])
+        raise BadInputError(f"{path}: neither HardNet, SOSNet nor HyNet (its tensors: {first_names}, ...)")
     return published_patch_network(kind, state, path)
 
 
@@ -73,7 +73,7 @@ def published_patch_network(architecture: str, state: dict[str, Tensor], path: P
     """A network from tensors with the authors' names, in eval mode. Raises BadInputError."""
 
     config = PatchNetworkConfig(**NETWORKS[architecture])
-    renamed = {"hardnet": _hardnet, "sosnet": _sosnet, "hynet": _hynet}[architecture](state)
+    renamed = {"hardnet": _rename_hardnet, "sosnet": _rename_sosnet, "hynet": _rename_hynet}[architecture](state)
     for name in [name for name in renamed if name.endswith(".eps")]:
         if not torch.allclose(renamed.pop(name).abs(), torch.tensor(config.frn_eps), rtol=1e-3, atol=0):
             raise BadInputError(f"{path}: {name!r} is not FRN's fixed {config.frn_eps}")
@@ -90,19 +90,19 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork,
         progress = state["progress"]
         tensors = progress["best_network"] if which == "best" else state["modules"]["network"]
         values = json.loads(state["config"])["network"]
-        done = {"step": progress["best_step" if which == "best" else "step"], "seconds": progress["seconds"]}
-        told: dict[str, Any] = {"training": done}
+        training = {"step": progress["best_step" if which == "best" else "step"], "seconds": progress["seconds"]}
+        fields: dict[str, Any] = {"training": training}
         if "origin" in state:
             data = state["origin"]["data"]
-            told |= {"recipe": state["origin"]["recipe"], "data": data["name"], "scenes": data.get("scenes", [])}
+            fields |= {"recipe": state["origin"]["recipe"], "data": data["name"], "scenes": data.get("scenes", [])}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise BadInputError(f"{path}: not a checkpoint of `featkit train patch` or `scfeat`") from None
     if not tensors:
         raise BadInputError(f"{path}: the training has not evaluated any network yet; use --which last")
     try:
         if "encoder" in values:
-            return filled_scfeat(make(SCFeatNetworkConfig, values, f"{path}: its network"), tensors, path), told
-        return filled(make(PatchNetworkConfig, values, f"{path}: its network"), tensors, path), told
+            return filled_scfeat(make(SCFeatNetworkConfig, values, f"{path}: its network"), tensors, path), fields
+        return filled(make(PatchNetworkConfig, values, f"{path}: its network"), tensors, path), fields
     except UsageError as error:
         raise BadInputError(str(error)) from None
 
@@ -149,11 +149,11 @@ def state_dict_of(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _hardnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename_hardnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"trunk.{name}" if name.startswith("features.") else name: tensor for name, tensor in state.items()}
 
 
-def _sosnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename_sosnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename SOSNet's tensors: its layer numbers include the InstanceNorm, so they are one more than HardNet's."""
 
     def renamed(name: str) -> str:
@@ -163,7 +163,7 @@ def _sosnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(name): tensor for name, tensor in state.items()}
 
 
-def _hynet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename_hynet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename HyNet's tensors: blocks of convolution, FRN and TLU, with FRN and TLU before the first convolution."""
     renamed = {}
     for name, tensor in state.items():
@@ -223,12 +223,12 @@ def export_weight(
     maximum size of the file, for which tensors are stored in 8 bits if necessary (`write_network`). Raises UsageError
     for an invalid name or size, BadInputError for other files, NotWritableError.
     """
-    network, told = _trained(source, which)
-    said = {key: value for key, value in (origin or Origin()).result_fields().items() if value}
-    told = {**told, **said}
-    words = {key: told[key] for key in WORDS if told.get(key)}
+    network, fields = _load_trained(source, which)
+    given_fields = {key: value for key, value in (origin or Origin()).result_fields().items() if value}
+    fields = {**fields, **given_fields}
+    words = {key: fields[key] for key in WORDS if fields.get(key)}
     kind = kind_of(network)
-    row = {"name": name, "kind": kind, "file": out.name, "config": network.config.result_fields(), **told}
+    row = {"name": name, "kind": kind, "file": out.name, "config": network.config.result_fields(), **fields}
     make(WeightInfo, {**row, "sha256": "0" * 64, "bytes": 0}, "weight")  # before anything is written
     save: Callable[..., Path] = save_scfeat_network if kind == "scfeat" else save_patch_network
     save(out, network, {**words, "name": name, "featkit_version": __version__}, max_mb)
@@ -249,32 +249,32 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
-def _trained(source: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
+def _load_trained(source: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
     """The network, and the fields of a WeightInfo that its run provides."""
     if source.is_dir():
-        return _from_run(source, which)
+        return _load_from_run(source, which)
     network: PatchNetwork | SCFeatNetwork
     if source.suffix == SUFFIX:
         metadata = read_metadata_patch_files(source)
         is_scfeat = metadata.get("format") == SCFEAT_FORMAT
         network = load_scfeat_network(source) if is_scfeat else load_patch_network(source)[0]
-        told: dict[str, Any] = {key: metadata[key] for key in WORDS if key in metadata}
-        return network, {**told, "training": {"step": int(metadata["step"])} if "step" in metadata else {}}
+        fields: dict[str, Any] = {key: metadata[key] for key in WORDS if key in metadata}
+        return network, {**fields, "training": {"step": int(metadata["step"])} if "step" in metadata else {}}
     return from_training(source, which)
 
 
-def _from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
+def _load_from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
     """The same for a run's folder: its weights file, or the checkpoint if the training has not finished."""
     weights, summary = folder / f"{which}{SUFFIX}", folder / SUMMARY
-    network, told = _trained(weights if weights.is_file() else folder / CHECKPOINT, which)
+    network, fields = _load_trained(weights if weights.is_file() else folder / CHECKPOINT, which)
     if not (weights.is_file() and summary.is_file()):
-        return network, told
+        return network, fields
     run = read_json(summary, "the summary of a training", "train again, or move the run")
     try:
         measured = {key: value for key, value in run[which].items() if value is not None}
-        told["recipe"], told["data"] = run["recipe"], run["data"]["name"]
-        told["scenes"] = run["data"].get("scenes", [])
-        told["training"] = {key: run[key] for key in KEPT if key in run} | {"network": which, **measured}
+        fields["recipe"], fields["data"] = run["recipe"], run["data"]["name"]
+        fields["scenes"] = run["data"].get("scenes", [])
+        fields["training"] = {key: run[key] for key in KEPT if key in run} | {"network": which, **measured}
     except (KeyError, TypeError, AttributeError):
         raise BadInputError(f"{summary}: not the summary of `featkit train`") from None
-    return network, told
+    return network, fields

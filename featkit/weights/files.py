@@ -43,7 +43,7 @@ def write_network(
     or infinity, and for an existing file that is not featkit weights.
     """
     refuse_foreign(path)
-    return write_bytes(path, _content(_state(network, path), metadata, path, default_mb, max_mb))
+    return write_bytes(path, _encode_within_limit(_finite_state(network, path), metadata, path, default_mb, max_mb))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -52,7 +52,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Raises NotWritableError, and BadInputError for an existing file that is not featkit weights.
     """
     refuse_foreign(path)
-    return write_bytes(path, _bytes(tensors, metadata))
+    return write_bytes(path, _encode(tensors, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -61,7 +61,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         blaming(path, "a safetensors file", "a published .pth becomes one with `featkit weights import`"),
         _opened(path) as file,
     ):
-        return file.metadata() or {}, _full({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        return file.metadata() or {}, _to_float32({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -78,11 +78,11 @@ def _opened(path: Path) -> Any:
     return safe_open(path, framework="pt")
 
 
-def find_whole(name_or_path: str | Path) -> Path:
+def find_verified(name_or_path: str | Path) -> Path:
     """The weights file of a name or path. Raises UsageError, and BadInputError if it does not match the manifest."""
     path, row = find(name_or_path), listed(str(name_or_path))
-    if row is not None and (found := sha256_of(path)) != row.sha256:
-        raise BadInputError(f"{path}: its sha256 is {found}, the manifest says {row.sha256}; install featkit again")
+    if row is not None and (actual := sha256_of(path)) != row.sha256:
+        raise BadInputError(f"{path}: its sha256 is {actual}, the manifest says {row.sha256}; install featkit again")
     return path
 
 
@@ -90,9 +90,9 @@ def config_of(path: Path, metadata: dict[str, str], file_format: str, config_typ
     """The network's configuration from the file's metadata. Raises BadInputError."""
     if metadata.get("format") != file_format:
         noun = file_format.rsplit(" ", 1)[0].removeprefix("featkit ")
-        told = metadata.get("format", "none")
+        actual = metadata.get("format", "none")
         raise BadInputError(
-            f"{path}: not a {noun} of this featkit (its metadata has no format {file_format!r}: {told})"
+            f"{path}: not a {noun} of this featkit (its metadata has no format {file_format!r}: {actual})"
         )
     try:
         values = json.loads(metadata["config"])
@@ -121,20 +121,20 @@ def check_shapes(network: nn.Module, tensors: dict[str, Tensor], path: Path, wha
 
     Raises BadInputError for missing or unknown tensors, and wrong shapes.
     """
-    wanted = network.state_dict()
-    missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTED)]
-    unknown = [name for name in tensors if name not in wanted]
+    expected = network.state_dict()
+    missing = [name for name in expected if name not in tensors and not name.endswith(COUNTED)]
+    unknown = [name for name in tensors if name not in expected]
     for problem, names in (("it lacks", missing), ("the network does not have", unknown)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInputError(f"{path}: not the weights of {what}: {problem} {names[0]!r}{more}")
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
             raise BadInputError(f"{path}: not the weights of {what}: {name!r} has the shape {shapes}")
 
 
-def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 values and the step of each row (first axis), float32: weight ~ values * step."""
 
     step = weight.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST_INT8
@@ -142,7 +142,7 @@ def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(torch.int8), step
 
 
-def _state(network: nn.Module, path: Path) -> dict[str, Tensor]:
+def _finite_state(network: nn.Module, path: Path) -> dict[str, Tensor]:
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
@@ -154,36 +154,36 @@ def _state(network: nn.Module, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _content(
+def _encode_within_limit(
     state: dict[str, Tensor], metadata: dict[str, str], path: Path, default_mb: float, max_mb: float | None
 ) -> bytes:
     """The file's bytes."""
     half = {name: t.half() if t.ndim > 1 and t.abs().amax() < LARGEST_HALF else t.float() for name, t in state.items()}
     limit = BYTES_PER_MB * (default_mb if max_mb is None else max_mb)
-    content, small = _bytes(half, metadata), dict(half)
+    content, small = _encode(half, metadata), dict(half)
     if len(content) <= limit:
         return content
-    least = sum(t.numel() if t.ndim > 1 else t.nbytes for t in half.values())
+    smallest = sum(t.numel() if t.ndim > 1 else t.nbytes for t in half.values())
     for name in sorted((name for name in half if half[name].ndim > 1), key=lambda name: -half[name].nbytes):
-        if least > limit:
+        if smallest > limit:
             break
-        small[name], small[name + STEP] = in_8_bits(state[name])
-        packed = _bytes(small, metadata)
+        small[name], small[name + STEP] = quantise_to_8_bits(state[name])
+        packed = _encode(small, metadata)
         if len(packed) <= limit:
             return packed
     if max_mb is not None:
-        least_mb = least / BYTES_PER_MB
+        least_mb = smallest / BYTES_PER_MB
         raise UsageError(f"{path}: not written, even 8 bits need {least_mb:.1f} MB, the limit is {max_mb:g} MB")
     return content
 
 
-def _bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+def _encode(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     from safetensors.torch import save
 
-    return _with_metadata(save(tensors), metadata)
+    return _sort_metadata(save(tensors), metadata)
 
 
-def _full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _to_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file in float32, 8-bit ones multiplied by their step."""
     full = {name: tensor.float() for name, tensor in tensors.items()}
     for name in [name for name in full if name.endswith(STEP) and name.removesuffix(STEP) in full]:
@@ -195,7 +195,7 @@ def _full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return full
 
 
-def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
+def _sort_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
     """A safetensors file with sorted metadata: safetensors itself writes it in a different order each time.
 
     The file consists of the length of a json header (8 bytes, little endian), the header, and the tensors' bytes.
@@ -225,8 +225,8 @@ def save_patch_network(
 
     metadata: any further information, in addition to `format` and `config`. max_mb and errors: see `write_network`.
     """
-    own = {"format": PATCH_FORMAT, "config": network.config.canonical_json()}
-    return write_network(path, network, {**(metadata or {}), **own}, PATCH_MAX_MB, max_mb)
+    format_fields = {"format": PATCH_FORMAT, "config": network.config.canonical_json()}
+    return write_network(path, network, {**(metadata or {}), **format_fields}, PATCH_MAX_MB, max_mb)
 
 
 def load_patch_network(
@@ -238,7 +238,7 @@ def load_patch_network(
     different from the manifest.
     """
 
-    path = find_whole(name_or_path)
+    path = find_verified(name_or_path)
     metadata, tensors = read_tensors(path)
     network = filled(config_of(path, metadata, PATCH_FORMAT, PatchNetworkConfig), tensors, path)
     return network.to(device), listed(str(name_or_path))
@@ -278,8 +278,8 @@ def save_scfeat_network(
 
     metadata: any further information, in addition to `format` and `config`. max_mb and errors: see `write_network`.
     """
-    own = {"format": SCFEAT_FORMAT, "config": network.config.canonical_json()}
-    return write_network(path, network, {**(metadata or {}), **own}, SCFEAT_MAX_MB, max_mb)
+    format_fields = {"format": SCFEAT_FORMAT, "config": network.config.canonical_json()}
+    return write_network(path, network, {**(metadata or {}), **format_fields}, SCFEAT_MAX_MB, max_mb)
 
 
 def load_scfeat_network(
@@ -291,7 +291,7 @@ def load_scfeat_network(
     another size, or different from the manifest.
     """
 
-    path = find_whole(name_or_path)
+    path = find_verified(name_or_path)
     metadata, tensors = read_tensors(path)
     config = config_of(path, metadata, SCFEAT_FORMAT, SCFeatNetworkConfig)
     if wanted is not None:
@@ -304,9 +304,9 @@ def check_size(config: SCFeatNetworkConfig, wanted: SCFeatNetworkConfig, path: P
     if config.encoder != wanted.encoder:
         raise BadInputError(f"{path}: contains {SIZES[config.encoder]}, but {SIZES[wanted.encoder]} is requested")
     for name in type(config).model_fields:
-        given, asked = getattr(config, name), getattr(wanted, name)
-        if given != asked:
-            raise BadInputError(f"{path}: contains a network with {name} {given}, but {asked} is requested")
+        actual, requested = getattr(config, name), getattr(wanted, name)
+        if actual != requested:
+            raise BadInputError(f"{path}: contains a network with {name} {actual}, but {requested} is requested")
 
 
 def filled_scfeat(config: SCFeatNetworkConfig, tensors: dict[str, Tensor], path: Path) -> SCFeatNetwork:

@@ -56,7 +56,7 @@ def list_weights(folder: Path | None = None) -> list[WeightInfo]:
     path = (folder or resource_dir("weights")) / MANIFEST
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["weights"]
-        found = [WeightInfo(**row) for row in rows]
+        infos = [WeightInfo(**row) for row in rows]
     except FileNotFoundError:
         return []
     except ValidationError as error:
@@ -65,7 +65,7 @@ def list_weights(folder: Path | None = None) -> list[WeightInfo]:
         raise BadInputError(f"{path}: a row is wrong at {where!r} ({first['msg']})") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError(f"{path}: not a manifest of weights ({type(error).__name__}: {error})") from None
-    return sorted(found, key=lambda row: row.name)
+    return sorted(infos, key=lambda row: row.name)
 
 
 def listed(name: str) -> WeightInfo | None:
@@ -113,6 +113,6 @@ def add_row(row: WeightInfo, folder: Path) -> Path:
     if (folder / MANIFEST).is_symlink():
         refuse_foreign(folder / MANIFEST)
     rows = [other for other in list_weights(folder) if other.name != row.name]
-    rows = sorted([*rows, row], key=lambda one: one.name)
-    text = json.dumps({"weights": [one.model_dump(mode="json") for one in rows]}, indent=1, ensure_ascii=False)
+    rows = sorted([*rows, row], key=lambda info: info.name)
+    text = json.dumps({"weights": [info.model_dump(mode="json") for info in rows]}, indent=1, ensure_ascii=False)
     return write_text(folder / MANIFEST, text + "\n", owned=True)  # reading it showed that it is a manifest

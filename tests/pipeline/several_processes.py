@@ -102,7 +102,7 @@ class InFloat64:
     """
 
     def __enter__(self) -> None:
-        self._plain = (DenseTask.__init__, DenseTask.images, DenseTask.describe, DetectionTask._scores)
+        self._plain = (DenseTask.__init__, DenseTask.images, DenseTask.describe, DetectionTask._score_maps)
         plain_init = DenseTask.__init__
 
         def init(task: DenseTask[Any], *arguments: Any) -> None:
@@ -123,7 +123,7 @@ class InFloat64:
 
     def _set(self, init: Any, images: Any, describe: Any, scores: Any) -> None:
         DenseTask.__init__, DenseTask.images, DenseTask.describe = init, images, describe  # type: ignore[method-assign]
-        DetectionTask._scores = scores  # type: ignore[method-assign]
+        DetectionTask._score_maps = scores  # type: ignore[method-assign]
 
 
 def described(task: DenseTask[Any], images: torch.Tensor) -> DenseMaps:

@@ -12,7 +12,10 @@ import pytest
 from in_process import refused, results, run
 from PIL import Image
 
+from featkit.core.errors import BadInputError
+from featkit.io.features import open_features
 from featkit.io.lists import read_poses
+from featkit.localization.localizer import Localizer
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.model import read_model
 
@@ -95,6 +98,34 @@ def test_fixed_and_pruned(mapped_scene: Any, tmp_path: Path) -> None:
     (images / "new.jpg").unlink()
     found = results("extend", mapped_scene.folder, images, "-o", tmp_path / "pruned", "--prune", "--workers", 1)
     assert (found["images"], found["registered"]) == (5, [])
+
+
+def test_a_map_of_given_keypoints(mapped_scene: Any, tmp_path: Path) -> None:
+    """Those of the new photographs are given too; one line each where they are missing, others, or not wanted."""
+    scene, queries = tmp_path / "scene", tmp_path / "queries"
+    shutil.copytree(mapped_scene.folder / "images", scene / "images")
+    shutil.copytree(mapped_scene.folder / "queries", queries)
+    names = sorted(path.name for path in queries.iterdir())
+    points, new, other = (tmp_path / f"{name}.h5" for name in ("points", "new", "other"))
+    for folder, file, number in ((scene / "images", points, 500), (queries, new, 500), (queries, other, 300)):
+        results("extract", folder, "-o", file, "--max-keypoints", number, "--workers", 1)
+    camera = [word for word in mapped_scene.options if word not in ("--max-keypoints", "1500")]
+    results("reconstruct", scene, *camera, "--features", "dog+hynet", "--keypoints", points, "--device", "cpu")
+    shutil.copy(queries / names[0], queries / "unknown.jpg")
+    command = ("extend", scene, queries, "-o", tmp_path / "out", "--device", "cpu")
+    found = results(*command, "--keypoints", new)
+    assert found["registered"] == names
+    assert found["left_out"] == {"unknown.jpg": f"{new} has no keypoints of it"}
+    with open_features(tmp_path / "out" / "features.h5") as store, open_features(new) as given:
+        assert all(np.array_equal(store.keypoints(name), given.keypoints(name)) for name in names)
+    larger = read_model(tmp_path / "out" / "sparse" / "0")
+    assert compare_with_truth(larger, true_poses(mapped_scene)).centre.max() < 0.05
+    refused(run(*command, "-q", "--keypoints", other), 3, "has other keypoints than", "other.h5; add --overwrite")
+    refused(run(*command, "-q"), 3, "describes keypoints of another detector", "--keypoints FILE", "`serve` cannot")
+    detected = run("extend", mapped_scene.folder, queries, "-q", "-o", tmp_path / "no", "--keypoints", new)
+    refused(detected, 2, "detect their own keypoints; leave it out")
+    with pytest.raises(BadInputError, match="`serve` cannot take this map"):
+        Localizer(scene)
 
 
 def test_a_map_of_another_program(mapped_scene: Any, tmp_path: Path) -> None:

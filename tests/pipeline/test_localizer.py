@@ -19,7 +19,7 @@ from featkit.core.config import load_pipeline
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Features, Matches
 from featkit.evaluation.metrics import pose_error
-from featkit.localization.localizer import LocalizerConfig, PointsOnce, WarmImage
+from featkit.localization.localizer import DistinctPoints, LocalizerConfig, WarmImage
 from featkit.localization.stage import describe
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.model import read_model
@@ -165,7 +165,7 @@ def test_points_only_uses_each_point_once() -> None:
         features = Features(rows.copy(), rows, rows[:, 0].copy(), (40, 30))
         return WarmImage(features, np.array(index), np.array(point_ids))
 
-    points = PointsOnce.of([image([3, 4], [7, 5], 0.1), image([0, 8], [5, 9], 0.2), image([1], [9], 0.3)])
+    points = DistinctPoints.of([image([3, 4], [7, 5], 0.1), image([0, 8], [5, 9], 0.2), image([1], [9], 0.3)])
     np.testing.assert_allclose(points.features.descriptors, [[7, 0.1], [5, 0.1], [9, 0.2]])
     found = Matches(np.array([2, -1, 0, 1]), np.ones(4, np.float32))
     assert [one.matches0.tolist() for one in points.by_image(found, 3)] == [[-1, -1, 3, 4], [8, -1, -1, -1], [-1] * 4]

@@ -9,11 +9,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
-from featkit.io.lists import read_poses, write_poses
+from featkit.io.lists import read_pairs, read_poses, write_poses
+from featkit.mapping.align import compare_with_truth
+from featkit.mapping.grow import prune
 from featkit.mapping.model import read_model
 from tests.in_process import refused, results, run
 from tests.painted_room import UP, pinhole, write
@@ -186,6 +189,72 @@ def test_a_map_with_a_rig_is_exported_aligned_localized_and_extended(mapped: Pat
     assert grown["registered"] == ["a.jpg"]
     larger = read_model(tmp_path / "grown" / "sparse" / "0")
     assert (larger.num_reg_images(), larger.num_reg_frames()) == (13, 7)
+
+
+def test_sequential_pairs_follow_the_rig(mapped: Path, tmp_path: Path) -> None:
+    """Each camera a sequence, and the photographs of one frame and of the next across both."""
+    scene = Path(shutil.copytree(mapped, tmp_path / "scene"))
+    pairs = ("--pairs", "sequential", "--set", "pairing.overlap=1")
+    found = results("reconstruct", scene, *OPTIONS, "--rig", "folders", *pairs)
+    assert (found["registered"], found["frames"]) == (12, 6)
+    expected = {(f"{camera}/{k}.jpg", f"{camera}/{k + 1}.jpg") for camera in ("front", "side") for k in range(5)}
+    expected |= {(f"front/{k}.jpg", f"side/{j}.jpg") for k in range(6) for j in (k - 1, k, k + 1) if 0 <= j < 6}
+    assert {tuple(sorted((p.name0, p.name1))) for p in read_pairs(scene / "featkit" / "pairs.txt")} == expected
+
+
+def test_new_frames_come_onto_the_rig(mapped: Path, tmp_path: Path) -> None:
+    """Two more times, of which one has a single camera; the relation stays, and so do ids. Then the missing one."""
+    front = {"6.jpg": between(2, 3, 0.5), "7.jpg": between(3, 4, 0.4)}
+    true = {f"front/{name}": pose for name, pose in front.items()}
+    true |= {f"side/{name}": joined(RELATIONS["side/"], pose) for name, pose in front.items()}
+    write(tmp_path / "new", {k: v for k, v in true.items() if k != "side/7.jpg"}, pinhole(WIDTH, HEIGHT, FOCAL))
+    found = results("extend", mapped, tmp_path / "new", "-o", tmp_path / "grown")
+    assert found["registered"] == ["front/6.jpg", "front/7.jpg", "side/6.jpg"]
+    assert (found["rigs"], found["frames"], found["images"]) == (1, 8, 15)
+    before = json.loads((mapped / "featkit" / "metrics.json").read_text())["rig_config"]
+    assert [camera["image_prefix"] for camera in found["rig_config"][0]["cameras"]] == ["front/", "side/"]
+    assert found["rig_config"] == before
+    old, larger = read_model(mapped / "featkit" / "sparse" / "0"), read_model(tmp_path / "grown" / "sparse" / "0")
+    assert set(larger.cameras) == set(old.cameras)
+    truth = true | dict(read_poses(mapped / "truth.txt"))
+    errors = compare_with_truth(larger, truth)
+    assert errors.centre.max() < 1.5 * compare_with_truth(old, truth).centre.max() + 0.01
+    write(tmp_path / "late", {"side/7.jpg": true["side/7.jpg"]}, pinhole(WIDTH, HEIGHT, FOCAL))
+    last = results("extend", tmp_path / "grown", tmp_path / "late", "-o", tmp_path / "last")
+    assert (last["registered"], last["frames"], last["images"]) == (["side/7.jpg"], 8, 16)
+    write(tmp_path / "late", {"side/8.jpg": true["side/7.jpg"]}, pinhole(WIDTH, 200, FOCAL))
+    ended = run("extend", tmp_path / "grown", tmp_path / "late", "-q", "-o", tmp_path / "wrong")
+    refused(ended, 3, "side/8.jpg: is 320 x 200, and the map's camera of 'side/' on a rig 320 x 240")
+
+
+def test_maps_of_the_rig_are_merged(mapped: Path, tmp_path: Path) -> None:
+    """Frames 0 to 3 and, in another frame and scale, 2 to 5; prefixes are those of the record."""
+    scene = Path(shutil.copytree(mapped, tmp_path / "scene"))
+    sparse, record = scene / "featkit" / "sparse", scene / "featkit" / "metrics.json"
+    record.write_text(record.read_text().replace('"front/"', '"front"').replace('"side/"', '"side"'))
+    for number, times in ((1, (0, 1)), (0, (4, 5))):
+        model = read_model(mapped / "featkit" / "sparse" / "0")
+        prune(model, {f"{camera}{time}.jpg" for camera in FRONT for time in times}, scene)
+        if number:
+            turn = pycolmap.Rotation3d(np.array([0.5, 1.0, -0.2])).matrix()
+            model.transform(pycolmap.Sim3d(np.column_stack([0.3 * turn, [5.0, -2.0, 1.0]])))
+        (sparse / str(number)).mkdir(exist_ok=True)
+        model.write(str(sparse / str(number)))
+    found = results("merge", sparse / "0", sparse / "1", "-o", tmp_path / "merged", "--fix-intrinsics")
+    assert (found["rigs"], found["frames"], found["images"]) == (1, 6, 12)
+    assert [camera["image_prefix"] for camera in found["rig_config"][0]["cameras"]] == ["front", "side"]
+    truth = read_poses(scene / "truth.txt")
+    merged, whole = (read_model(path / "sparse" / "0") for path in (tmp_path / "merged", mapped / "featkit"))
+    assert len(merged.cameras) == 2
+    assert compare_with_truth(merged, truth).centre.max() < 1.5 * compare_with_truth(whole, truth).centre.max() + 0.01
+
+
+def between(first: int, second: int, share: float) -> Pose:
+    """A pose on the walk from one place to the next."""
+    (one, yaw), (other, last) = ((np.array(CENTRES[k]), YAWS[k]) for k in (first, second))
+    angle = np.radians(yaw + share * (last - yaw))
+    centre = one + share * (other - one)
+    return look_at(centre, centre + np.array([np.cos(angle), np.sin(angle), 0.05]), UP)
 
 
 @pytest.mark.parametrize(

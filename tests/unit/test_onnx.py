@@ -21,7 +21,7 @@ from featkit.matching.lightglue import LightGlueConfig, LightGlueMatcher
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.onnx import export as module
 from featkit.onnx.export import export_onnx, prepare
-from featkit.onnx.graphs import NO_KEYPOINT, SampledConv, _maxima
+from featkit.onnx.graphs import NO_KEYPOINT, SampledConv, _local_maxima
 from featkit.weights.files import load_patch_network, save_patch_network
 from featkit.weights.manifest import sha256_of
 
@@ -87,7 +87,7 @@ def test_fields_are_in_the_graph(tmp_path: Path) -> None:
     needs_package("aliked-t16")
     given = {"max_keypoints": 150, "nms_radius": 4, "threshold": 0.3}
     export_onnx("aliked-t16", tmp_path / "a.onnx", given)
-    image = module._picture(120, 90, seed=9)
+    image = module._noise_image(120, 90, seed=9)
     own = resolve("extractor", "aliked-t16", given, "cpu").built.extract(image)
     pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
     rows = session(tmp_path / "a.onnx").run(None, {"images": pixels})[:3]
@@ -142,7 +142,7 @@ def test_matches(name: str, places: int, tmp_path: Path, monkeypatch: pytest.Mon
     untrained.cache_clear()
     assert done.inputs["keypoints1"] == ("batch", "count1", places)
     assert done.checks["matches"] > 50
-    arrays = module._pair(int(done.inputs["descriptors1"][2]), places == 4, 8, 30, 33)
+    arrays = module._example_pair(int(done.inputs["descriptors1"][2]), places == 4, 8, 30, 33)
     found = session(tmp_path / "glue.onnx").run(
         None, {key: array[None] for key, array in zip(done.inputs, arrays, strict=True)}
     )
@@ -172,13 +172,13 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_package("xfeat")
-    real = module._session
+    real = module._open_session
 
     def slightly_wrong(*given: Any) -> Any:
         run = real(*given)
         return lambda *arrays: [values + 2e-3 for values in run(*arrays)]
 
-    monkeypatch.setattr(module, "_session", slightly_wrong)
+    monkeypatch.setattr(module, "_open_session", slightly_wrong)
     with pytest.raises(EmptyResultError, match=r"descriptors of ONNX Runtime differ by 0\.002"):
         export_onnx("hynet", tmp_path / "h.onnx")
     with pytest.raises(EmptyResultError, match=r"of .* keypoints in the check only 0 are"):
@@ -217,7 +217,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_maxima(radius: int, strict: bool) -> None:
     """Against every pixel's square, looked at by itself; few values, so that many are equal."""
     scores = torch.from_numpy(np.random.default_rng(radius).integers(0, 9, (13, 17)).astype(np.float32))
-    found = _maxima(scores[None, None], radius, strict)[0, 0]
+    found = _local_maxima(scores[None, None], radius, strict)[0, 0]
     height, width = scores.shape
     for y in range(height):
         for x in range(width):

@@ -43,7 +43,7 @@ def file() -> bytes:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: bytes) -> Path:
     """An empty cache, no packages, and a catalogue that pins the file above."""
     monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_in_package", lambda file: None)
+    monkeypatch.setattr(module, "_find_in_package", lambda file: None)
     pin(monkeypatch, file)
     return tmp_path / "cache"
 

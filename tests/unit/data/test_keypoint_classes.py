@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Origin
-from featkit.data.scene_classes import SceneClasses, dense_points, kept_classes, scene_classes
+from featkit.data.scene_classes import SceneClasses, dense_points, scene_classes, select_classes
 from featkit.data.tracks import SceneTracks
 
 FOCAL, WIDTH, HEIGHT = 800.0, 800, 600
@@ -389,7 +389,7 @@ def test_dense_classes_need_more_images(between: tuple[World, World]) -> None:
 def test_only_some_classes_are_kept_under_new_names() -> None:
     classes = scene_classes(WORLD.tracks(EVERYWHERE), found_in(), SPARSE)
     kept = np.arange(COUNT) % 3 == 1
-    some = kept_classes(classes, kept)
+    some = select_classes(classes, kept)
     assert rows(some) == {row for row in EXACT if row[0] % 3 == 1}
     np.testing.assert_array_equal(np.unique(some.members.keypoints), np.arange(kept.sum()))
     assert some.counts["patches"] == kept.sum() * IMAGES

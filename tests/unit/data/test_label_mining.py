@@ -16,7 +16,7 @@ from featkit.data.label_mining import (
     features_of,
     hog,
     mine_labels,
-    nearest,
+    nearest_centre,
 )
 from featkit.data.patch_set import PatchSet
 
@@ -133,4 +133,4 @@ def test_alike_patches_of_a_scene_are_ignored_and_others_are_not() -> None:
 
 def test_nearest_is_the_nearest() -> None:
     points, centres = torch.rand(50, 4), torch.rand(7, 4)
-    assert torch.equal(nearest(points, centres), torch.cdist(points, centres).argmin(1))
+    assert torch.equal(nearest_centre(points, centres), torch.cdist(points, centres).argmin(1))

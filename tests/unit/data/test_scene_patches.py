@@ -94,7 +94,11 @@ def scene(small_rendered: Any) -> Scene:
 @pytest.fixture(scope="module")
 def detected(scene: Scene) -> dict[str, Detections]:
     return dict(
-        zip(scene.tracks.image_names, scene_patches._detected(CONFIG, scene, np.random.default_rng(0)), strict=True)
+        zip(
+            scene.tracks.image_names,
+            scene_patches._detect_keypoints(CONFIG, scene, np.random.default_rng(0)),
+            strict=True,
+        )
     )
 
 
@@ -102,7 +106,9 @@ def detected(scene: Scene) -> dict[str, Detections]:
 def quick(detected: dict[str, Detections], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is detected anew: the photographs are the same in all tests."""
     monkeypatch.setattr(
-        scene_patches, "_detected", lambda config, scene, _: [detected[name] for name in scene.tracks.image_names]
+        scene_patches,
+        "_detect_keypoints",
+        lambda config, scene, _: [detected[name] for name in scene.tracks.image_names],
     )
 
 
@@ -198,7 +204,7 @@ def geometric(**changes: Any) -> PatchesConfig:
 def test_classes_by_geometry_show_one_place_of_the_surface(scene: Scene, projected_share: float) -> None:
     """The true surface under every frame, its true size, and its true direction, where no track decided anything."""
     config = geometric(geometry={"projected_share": projected_share})
-    found = scene_patches._of_scene(config, scene, np.random.default_rng(0))
+    found = scene_patches._patches_of_reconstruction(config, scene, np.random.default_rng(0))
     frames, poses = found.frames, list(made_poses(scene))
     assert len(frames) == found.counts["patches"] > 400
     assert found.counts["patches_projected"] == (len(frames) if projected_share else 0)
@@ -227,14 +233,14 @@ def test_classes_by_geometry_show_one_place_of_the_surface(scene: Scene, project
     for values, limit in zip((off, octaves, turns), limits, strict=True):
         assert np.mean(~(np.asarray(values) < limit)) < 0.05
         assert np.nanmedian(values) < limit / 2
-    again = scene_patches._of_scene(config, scene, np.random.default_rng(0))
+    again = scene_patches._patches_of_reconstruction(config, scene, np.random.default_rng(0))
     np.testing.assert_array_equal(again.frames.xy, frames.xy)
 
 
 @pytest.mark.usefixtures("quick")
 def test_projections_are_jittered_within_the_limits(scene: Scene) -> None:
     exact, moved = (
-        scene_patches._of_scene(config, scene, np.random.default_rng(0)).frames
+        scene_patches._patches_of_reconstruction(config, scene, np.random.default_rng(0)).frames
         for config in (
             geometric(geometry={"projected_share": 1.0}),
             geometric(
@@ -272,7 +278,7 @@ def test_occluded_points_are_not_taken(scene: Scene, rule: dict[str, float]) -> 
 
     Each of the two rules that find it, depth and the surface seen from the seed's image, without the other.
     """
-    detections = scene_patches._detected(CONFIG, scene, np.random.default_rng(0))
+    detections = scene_patches._detect_keypoints(CONFIG, scene, np.random.default_rng(0))
     config = geometric(geometry=rule).geometry
     seeds = geometric_classes.draw_seeds(scene.tracks, detections, config, np.random.default_rng(0))
     behind = replace(seeds, points=seeds.points - 0.05 * np.linalg.norm(seeds.points, axis=1)[:, None] * seeds.rays)

@@ -13,7 +13,14 @@ from pose_worlds import make_world
 from featkit.core.config import make
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.core.types import Pair
-from featkit.evaluation.pose_pairs import PosedScene, PosePairsConfig, choose_pairs, evenly, keep_pairs, read_scene
+from featkit.evaluation.pose_pairs import (
+    PosedScene,
+    PosePairsConfig,
+    choose_pairs,
+    evenly,
+    read_scene,
+    write_chosen_pairs,
+)
 from featkit.geometry.poses import rotation_matrix
 from featkit.io.lists import read_pairs
 from featkit.mapping.model import point_ids, read_model
@@ -130,7 +137,7 @@ def test_own_pairs(tmp_path: Path) -> None:
     listed.write_text("03.png 00.png\n00.png 01.png\n")
     chosen = choose_pairs(scene, PosePairsConfig(max_pairs=1), 0, listed)
     assert chosen.pairs == (Pair("03.png", "00.png"), Pair("00.png", "01.png"))
-    kept = keep_pairs(chosen, PosePairsConfig(), 0, tmp_path / "out")
+    kept = write_chosen_pairs(chosen, PosePairsConfig(), 0, tmp_path / "out")
     assert read_pairs(kept) == list(chosen.pairs)
     listed.write_text("03.png 00.png\n00.png 99.png\n")
     with pytest.raises(BadInputError, match=r"mine\.txt: 99\.png: no such image in .*poses\.txt"):

@@ -258,7 +258,7 @@ def test_shards_describe_what_one_run_does(images: Path, weights: dict[str, Path
     planned = command(images, out, "dog+hynet", weights, "--keypoints", file, "--engine", "plan", "--shards", 2)
     changed = {**points, NAMES[1]: drawn(20, sizes[1], 7)}
     write_points(file, changed)
-    refused(run("run", planned["plan"], "--shard", 0, "-q"), 3, "p.h5", "other keypoints")
+    refused(run("run", planned["plan"], "--shard", 0, "-q"), 3, "p.h5", "its keypoints have changed")
     write_points(file, points)
     results("run", planned["plan"])
     expected, found = read(whole), read(out)
@@ -296,7 +296,7 @@ def test_what_is_refused(images: Path, weights: dict[str, Path], tmp_path: Path)
     good = drawn(9, SIZE)
     for number, (points, words) in enumerate(
         (
-            ({"b.png": good}, ("none of 2 images", "a.png")),
+            ({"b.png": good}, ("no keypoints of the 2 images", "a.png")),
             ({NAMES[0]: good, NAMES[1]: good}, ("176 x 112", "sub/turned.png has 112 x 176")),
             ({NAMES[1]: good, NAMES[0]: {**good, "scales": np.zeros(9, np.float32)}}, ("a.png", "scale of 0 or less")),
             (

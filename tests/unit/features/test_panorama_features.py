@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 from featkit.core.types import Features
-from featkit.features.stage import ExtractConfig, extract_one, extraction_method
+from featkit.features.stage import ExtractConfig, extract_one, extraction_method, images_to_extract, run
 from featkit.geometry.poses import look_at
 from featkit.images.panoramas import in_panorama, views_of
 from featkit.images.read import DecodeConfig, decode
+from featkit.io.features import open_features
 from tests.geotagged import GPANO
 from tests.painted_room import UP, seen, sphere, walls
 
@@ -64,3 +66,30 @@ def test_resized_panoramas_are_told_in_the_pixels_of_the_file(photographs: Path)
     small = extracted(photographs / "marked.jpg", decode=DecodeConfig(resize_max=320))
     assert small.image_size == (640, 320)
     assert small.keypoints[:, 0].max() > 400
+
+
+def test_panoramas_of_a_store_from_before_views_are_extracted_again(photographs: Path, tmp_path: Path) -> None:
+    """Such a store says nothing of panoramas: they are as the picture is. The other photographs are done."""
+    config = ExtractConfig(extractor={"max_keypoints": LIMIT}, workers=1)
+    output = run(extraction_method(config), photographs, tmp_path / "features.h5")
+    with h5py.File(output) as file:
+        fingerprint, settings = file.attrs["fingerprint"], file.attrs["config"]
+    with open_features(output) as store:
+        views = store.read("marked.jpg")
+    run(extraction_method(config.model_copy(update={"panoramas": "whole"})), photographs, output, overwrite=True)
+    with h5py.File(output, "r+") as file:
+        file.attrs["fingerprint"], file.attrs["config"] = fingerprint, settings
+        file["plain.jpg"].attrs["untouched"] = True
+    with open_features(output) as store:
+        assert not same(store.read("marked.jpg"), views)
+    run(extraction_method(config), photographs, output)
+    with open_features(output) as store:
+        assert same(store.read("marked.jpg"), views)
+    with h5py.File(output) as file:
+        assert file["plain.jpg"].attrs["untouched"]
+    assert (
+        images_to_extract(
+            extraction_method(config), photographs, output, ["marked.jpg", "part.jpg", "plain.jpg"], False
+        )
+        == []
+    )

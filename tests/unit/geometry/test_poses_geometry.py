@@ -3,7 +3,7 @@ import pycolmap
 import pytest
 
 from featkit.core.types import Pose
-from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
+from featkit.geometry.poses import camera_centre, facing, look_at, quaternion, rotation_angle_deg, rotation_matrix
 
 
 def random_rotations(count: int) -> list[pycolmap.Rotation3d]:
@@ -65,3 +65,12 @@ def test_centre_against_pycolmap() -> None:
     assert camera_centre(Pose(np.array([w, x, y, z]), rigid.translation)) == pytest.approx(
         rigid.inverse().translation, abs=1e-12
     )
+
+
+def test_directions_turned_to_the_z_axis() -> None:
+    rays = np.concatenate([np.random.default_rng(0).normal(size=(50, 3)), np.eye(3), -np.eye(3)])
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    found = facing(rays)
+    assert np.einsum("nij,nj->ni", found, rays) == pytest.approx(np.tile([0.0, 0.0, 1.0], (56, 1)), abs=1e-12)
+    assert found @ found.transpose(0, 2, 1) == pytest.approx(np.tile(np.eye(3), (56, 1, 1)), abs=1e-12)
+    assert np.linalg.det(found) == pytest.approx(np.ones(56))

@@ -7,7 +7,7 @@ import pycolmap
 import pytest
 
 from featkit.core.types import Features, Pose
-from featkit.geometry.poses import look_at, quaternion, rotation_matrix
+from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
 from featkit.images.panoramas import View, in_panorama, on_sphere, views_of
 from tests.painted_room import UP, pinhole, seen, sphere, walls
 
@@ -99,3 +99,43 @@ def test_sizes_and_orientations_follow() -> None:
         area = abs(np.linalg.det(moved[:2])) / 0.05**2
         assert joined.scales == pytest.approx([2 * np.sqrt(area)], rel=5e-3)
         assert joined.oris == pytest.approx([np.arctan2(moved[2, 1], moved[2, 0])], abs=5e-3)
+
+
+def test_poses_of_the_views_are_the_panorama_s_turned() -> None:
+    """A rig without baselines, exactly: each view's pose by what it shows, and the panorama's by the views' keypoints.
+
+    Points lie on the rays by which pycolmap's sphere sees the pixels that a view is cut from.
+    """
+    rng = np.random.default_rng(0)
+    pose = look_at(np.array([0.3, -0.4, 0.2]), np.array([4.0, 1.0, -0.5]), UP)
+    rotation, centre = rotation_matrix(pose.qvec), camera_centre(pose)
+    whole = pycolmap.Camera(model="EQUIRECTANGULAR", width=WIDTH, height=HEIGHT, params=[WIDTH, HEIGHT], camera_id=1)
+    views = views_of(WIDTH, HEIGHT)
+    found, points = [], []
+    for view in views:
+        focal, side = view.focal_px, view.side
+        pinhole_camera = pycolmap.Camera(
+            model="PINHOLE", width=side, height=side, params=[focal, focal, side / 2, side / 2], camera_id=1
+        )
+        x, y = rng.integers(0, side, (2, 60))
+        at = np.column_stack([view.at[0][y, x], view.at[1][y, x]]).astype(np.float64)
+        rays = np.asarray(whole.cam_ray_from_img(at + 0.5))
+        world = centre + rng.uniform(1, 6, (60, 1)) * rays @ rotation
+        keypoints = np.column_stack([x, y]).astype(np.float64)
+        posed = pycolmap.estimate_and_refine_absolute_pose(keypoints + 0.5, world, pinhole_camera)["cam_from_world"]
+        assert np.linalg.norm(posed.inverse().translation - centre) < 1e-5
+        assert rotation_angle_deg(posed.rotation.matrix(), view.rotation @ rotation) < 1e-4
+        found.append(features(keypoints, side))
+        points.append(world)
+    joined = in_panorama(found, WIDTH, HEIGHT, None)
+    axes = np.stack([view.rotation[2] for view in views])
+    kept = []
+    for number, world in enumerate(points):
+        ahead = (world - centre) @ rotation.T @ axes.T
+        kept.append(world[ahead.argmax(axis=1) == number])  # what is nearer to another view's axis is that one's
+    every = np.concatenate(kept)
+    assert len(joined) == len(every) > 300
+    shown = joined.keypoints.astype(np.float64) + 0.5
+    posed = pycolmap.estimate_and_refine_absolute_pose(shown, every, whole)["cam_from_world"]
+    assert np.linalg.norm(posed.inverse().translation - centre) < 1e-5
+    assert rotation_angle_deg(posed.rotation.matrix(), rotation) < 1e-4

@@ -218,7 +218,7 @@ def test_warns_of_pycolmap(
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     monkeypatch.setattr(logging.getLogger("featkit"), "propagate", True)
-    plug_in._warn_of_pycolmap()
+    plug_in._warn_of_pycolmap_version()
     lines = [record.getMessage() for record in caplog.records]
     assert (len(lines) == 1 and "4.2.0" in lines[0] and "\n" not in lines[0]) == warned
     assert bool(lines) == warned

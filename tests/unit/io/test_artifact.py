@@ -332,7 +332,7 @@ def dies(work: Callable[[], object], fatal: int) -> bool:
     for name in SYSTEM:
         setattr(os, name, counted(getattr(os, name)))
     artifact.open_part = counted(artifact.open_part)  # type: ignore[assignment]
-    artifact._empty = counted(artifact._empty)  # type: ignore[assignment]
+    artifact._remove_container = counted(artifact._remove_container)  # type: ignore[assignment]
     try:
         work()
     finally:

@@ -100,7 +100,7 @@ def test_a_journal_of_a_file_with_other_ends(where: int, tmp_path: Path) -> None
     data = bytearray(other.read_bytes())
     data[where] = 1
     other.write_bytes(data)
-    journal.put_back(other)
+    journal.roll_back(other)
     assert other.read_bytes() == data
     assert path.read_bytes() == bytes(10_000)
 
@@ -116,7 +116,7 @@ def test_a_change_across_an_end_is_put_back(tmp_path: Path) -> None:
     disk.close()
     journal.journal_of(path).write_bytes(kept[0])
     path.write_bytes(kept[1])
-    journal.put_back(path)
+    journal.roll_back(path)
     assert path.read_bytes() == bytes(10_000)
 
 

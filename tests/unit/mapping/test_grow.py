@@ -30,7 +30,9 @@ from featkit.mapping.grow import (
     restore_frame,
     shared_camera,
 )
+from featkit.mapping.map_rigs import added_frames, prefixes_of
 from featkit.mapping.model import read_model
+from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
 from featkit.mapping.verify import build_database
 
@@ -200,3 +202,65 @@ def test_original_configuration_is_used(base: Base, tmp_path: Path) -> None:
     assert original_config(base.sparse, model, {"camera": {"refine": True}}).camera.refine
     assert original_config(tmp_path, model, {}) == MapConfig(camera=CameraConfig(model="PINHOLE"))
     assert shared_camera(model, {SIZE, (10, 10)}) is None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A map of two cameras on one rig.
+
+
+ON_RIG = [*(f"cam{camera}/{frame}.png" for frame in range(5) for camera in (0, 1)), "cam0/5.png"]
+ADDED = ["cam0/6.png", "cam0/7.png", "cam1/5.png", "cam1/6.png"]
+
+
+@pytest.fixture(scope="module")
+def rig_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A map of five frames of both cameras and one of the first alone, in the frame of the truth."""
+    folder = tmp_path_factory.mktemp("rig")
+    scene = write_scene(folder, cameras=2)
+    files = (scene.images, scene.features, scene.pairs, scene.matches)
+    rigs = read_rigs("folders", ON_RIG, RigConfig())
+    made = folder / "featkit"
+    database = build_database(database_config(CONFIG), *files, made / "database.db", names=ON_RIG, rigs=rigs)
+    sparse = build_map(CONFIG, scene.images, database, made / "sparse") / "0"
+    model = read_model(sparse)
+    model.transform(pycolmap.Sim3d(truth_from_map(model, scene.poses)))
+    model.write(str(sparse))
+    return Base(scene, sparse)
+
+
+def relation(model: pycolmap.Reconstruction) -> np.ndarray:
+    [rig] = model.rigs.values()
+    [found] = rig.non_ref_sensors.values()
+    return np.asarray(found.matrix())
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("whole_above", [0.0, 1.0])
+def test_new_frames_of_the_maps_rig(rig_base: Base, fixed: bool, whole_above: float, tmp_path: Path) -> None:
+    """A whole frame, one of a single camera, and the photograph that a frame of the map lacked."""
+    scene, old, model = rig_base.scene, read_model(rig_base.sparse), read_model(rig_base.sparse)
+    frames = added_frames(model, prefixes_of(model), ADDED, RigConfig())
+    new = NewImages(ADDED, scene.images, CONFIG.camera, None, frames)
+    pairs = [pair for pair in read_pairs(scene.pairs) if {pair.name0, pair.name1} & set(ADDED)]
+    pairs = [pair for pair in pairs if {pair.name0, pair.name1} <= {*ON_RIG, *ADDED}]
+    with open_features(scene.features) as features, open_matches(scene.matches) as matches:
+        config = GrowConfig(fixed=fixed, whole_above=whole_above)
+        done = grow(config, CONFIG, model, new, features, matches, pairs, tmp_path)
+    assert (done.registered, done.left_out) == (ADDED, {})
+    assert (set(model.cameras), set(model.rigs)) == (set(old.cameras), set(old.rigs))
+    assert np.array_equal(relation(model), relation(old))
+    together = [sorted(model.images[data.id].name for data in frame.image_ids) for frame in model.frames.values()]
+    assert sorted(together) == [
+        *([f"cam0/{number}.png", f"cam1/{number}.png"] for number in range(7)), ["cam0/7.png"]
+    ]  # fmt: skip
+    for frame_id, frame in old.frames.items():
+        assert {data.id for data in frame.image_ids} <= {data.id for data in model.frames[frame_id].image_ids}
+    errors, before = (compare_with_truth(one, scene.poses, align=False) for one in (model, old))
+    assert len(errors.names) == 15
+    assert errors.centre.max() < max(1.5 * before.centre.max(), 1e-3)
+    for image_id, image in old.images.items():
+        moved = np.abs(model.images[image_id].cam_from_world().matrix() - image.cam_from_world().matrix()).max()
+        assert moved < (1e-12 if fixed else 1e-3)
+    assert all(image.num_points3D > 100 for image in model.images.values())
+    model.write(str(tmp_path))
+    assert read_model(tmp_path).num_reg_frames() == 8

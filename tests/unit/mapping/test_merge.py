@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
-from synthetic_scene import PARAMS, Written, write_scene
+from synthetic_scene import PARAMS, Exact, Written, write_scene
 
 from featkit.core.errors import EmptyResultError
-from featkit.core.types import Pair
-from featkit.io.features import open_features
+from featkit.core.types import Features, Pair
+from featkit.geometry.pixels import from_colmap
+from featkit.io.features import append_features, open_features
 from featkit.io.lists import read_pairs
-from featkit.io.matches import open_matches
+from featkit.io.matches import append_matches, open_matches
 from featkit.mapping.align import compare_with_truth, truth_from_map
-from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.merge import MergeConfig, SharedPoints, find_similarity, merge_maps, similarity_inliers
+from featkit.mapping.cameras import CameraConfig, to_pose
+from featkit.mapping.map_rigs import SameRigConfig
+from featkit.mapping.merge import MergeConfig, Merged, SharedPoints, find_similarity, merge_maps, similarity_inliers
 from featkit.mapping.model import read_model
 from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
@@ -52,7 +54,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(scene, models)
 
 
-def merged(parts: Parts, second: str, work: Path, pairs: list[Pair] | None = None):
+def merged(
+    parts: Parts, second: str, work: Path, pairs: list[Pair] | None = None, config: MergeConfig | None = None
+) -> tuple[pycolmap.Reconstruction, Merged]:
     first, other = read_model(parts.models["first"]), read_model(parts.models[second])
     in_first = {image.name for image in first.images.values()}
     in_second = {image.name for image in other.images.values()}
@@ -61,7 +65,8 @@ def merged(parts: Parts, second: str, work: Path, pairs: list[Pair] | None = Non
         pairs = [p for p in every if p.name0 in in_first - in_second and p.name1 in in_second - in_first]
     work.mkdir(exist_ok=True)
     with open_features(parts.scene.features) as features, open_matches(parts.scene.matches) as matches:
-        done = merge_maps(MergeConfig(), CONFIG, first, other, features, matches, pairs, work, ("A", "B"))
+        settings = config or MergeConfig()
+        done = merge_maps(settings, CONFIG, first, other, features, matches, pairs, work, ("A", "B"))
     return first, done
 
 
@@ -100,31 +105,103 @@ def test_disjoint_maps_are_refused(parts: Parts, tmp_path: Path) -> None:
         merged(parts, "second", tmp_path, pairs=[])
 
 
-def test_maps_with_rigs_are_merged(tmp_path: Path) -> None:
-    """The result has two rigs, the second in the first map's scale, and frames with both photographs."""
-    scene = write_scene(tmp_path, cameras=2)
+def test_maps_of_panoramas(tmp_path: Path) -> None:
+    """Points all around, by three photographs that are in both maps: those behind the cameras agree too."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(120, 3))
+    points = directions / np.linalg.norm(directions, axis=1, keepdims=True) * rng.uniform(3, 6, (120, 1))
+    sphere = pycolmap.Camera(model="EQUIRECTANGULAR", width=800, height=400, params=[800, 400], camera_id=1)
+    true = {}
+    for number in range(5):
+        turn = pycolmap.Rotation3d(rng.normal(0, 0.7, 3))
+        true[f"{number}.jpg"] = pycolmap.Rigid3d(turn, rng.uniform(-1, 1, 3))
+
+    def model(names: list[str]) -> pycolmap.Reconstruction:
+        made = pycolmap.Reconstruction()
+        made.add_camera_with_trivial_rig(sphere)
+        for number, name in enumerate(names, start=1):
+            xy = np.asarray(sphere.img_from_cam(true[name] * points))
+            image = pycolmap.Image(name=name, keypoints=xy, camera_id=1, image_id=number)
+            made.add_image_with_trivial_frame(image, true[name])
+        for index, xyz in enumerate(points):
+            track = pycolmap.Track()
+            for image_id in made.images:
+                track.add_element(image_id, index)
+            made.add_point3D(xyz, track)
+        return made
+
+    first, second = model(["0.jpg", "1.jpg", "2.jpg", "3.jpg"]), model(["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+    turn = pycolmap.Rotation3d(np.array([0.4, 1.0, -0.3])).matrix()
+    second.transform(pycolmap.Sim3d(np.column_stack([0.5 * turn, [3.0, -2.0, 1.0]])))
+    with append_features(tmp_path / "features.h5", Exact()) as store:
+        for name, pose in true.items():
+            xy = from_colmap(np.asarray(sphere.img_from_cam(pose * points))).astype(np.float32)
+            store.write(name, Features(xy, np.zeros((120, 4), np.float16), np.ones(120, np.float32), (800, 400)))
+    with append_matches(tmp_path / "matches.h5", Exact(), "exact"):
+        pass
+    config = MapConfig(camera=CameraConfig(model="EQUIRECTANGULAR"), extract_colors=False)
+    with open_features(tmp_path / "features.h5") as features, open_matches(tmp_path / "matches.h5") as matches:
+        done = merge_maps(MergeConfig(), config, first, second, features, matches, [], tmp_path)
+    assert done.points == 120
+    errors = compare_with_truth(first, {name: to_pose(pose) for name, pose in true.items()}, align=False)
+    assert len(errors.names) == 5
+    assert errors.centre.max() < 1e-4
+
+
+SECOND = {  # images of the second map; the first has frames 0 to 3, and frame 4 of the first camera alone
+    "other frames": [f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in (5, 6, 7)],
+    "frames of both": ["cam1/4.png", *(f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in (3, 5, 6, 7))],
+}
+
+
+@pytest.fixture(scope="module")
+def on_a_rig(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Maps of one rig; the first in the frame of the truth."""
+    folder = tmp_path_factory.mktemp("rig")
+    scene = write_scene(folder, cameras=2)
     files = (scene.images, scene.features, scene.pairs, scene.matches)
-    models = []
-    for number, wanted in enumerate((range(4), range(4, 8))):
-        names = [f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in wanted]
-        folder = tmp_path / str(number)
+    first = [f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in range(5) if (camera, frame) != (1, 4)]
+    models = {}
+    for number, (part, names) in enumerate({"first": first, **SECOND}.items()):
+        made = folder / str(number)
         rigs = read_rigs("folders", names, RigConfig())
-        database = build_database(database_config(CONFIG), *files, folder / "database.db", names=names, rigs=rigs)
-        models.append(read_model(build_map(CONFIG, scene.images, database, folder / "sparse") / "0"))
-        assert models[-1].num_reg_frames() == 4
-    first, other = models
-    first.transform(pycolmap.Sim3d(truth_from_map(first, scene.poses)))
-    pairs = [pair for pair in read_pairs(scene.pairs) if int(pair.name0[5]) < 4 <= int(pair.name1[5])]
-    with open_features(scene.features) as features, open_matches(scene.matches) as matches:
-        merge_maps(MergeConfig(), CONFIG, first, other, features, matches, pairs, tmp_path)
-    errors = compare_with_truth(first, scene.poses, align=False)
-    assert len(errors.names) == 16
+        database = build_database(database_config(CONFIG), *files, made / "database.db", names=names, rigs=rigs)
+        models[part] = build_map(CONFIG, scene.images, database, made / "sparse") / "0"
+        model = read_model(models[part])
+        assert model.num_reg_images() == len(names)
+        if part == "first":
+            model.transform(pycolmap.Sim3d(truth_from_map(model, scene.poses)))
+            model.write(str(models[part]))
+    return Parts(scene, models)
+
+
+@pytest.mark.parametrize("second", SECOND)
+def test_maps_of_one_rig_have_one_rig(on_a_rig: Parts, second: str, tmp_path: Path) -> None:
+    """With its two cameras, every time one frame, whichever map has its photographs."""
+    first, other = read_model(on_a_rig.models["first"]), read_model(on_a_rig.models[second])
+    every = {image.name for image in (*first.images.values(), *other.images.values())}
+    times = {name.rpartition("/")[2] for name in every}
+    model, _ = merged(on_a_rig, second, tmp_path)
+    assert {image.name for image in model.images.values()} == every
+    assert (len(model.rigs), len(model.cameras), model.num_reg_frames()) == (1, 2, len(times))
+    for frame in model.frames.values():
+        assert len({model.images[data.id].name.rpartition("/")[2] for data in frame.image_ids}) == 1
+    errors = compare_with_truth(model, on_a_rig.scene.poses, align=False)
     assert errors.centre.max() < 1e-3
-    assert first.num_reg_frames() == 8
-    [relation, again] = [next(iter(rig.non_ref_sensors.values())).matrix() for rig in first.rigs.values()]
+    model.write(str(tmp_path))
+    assert read_model(tmp_path).num_reg_images() == len(every)
+
+
+def test_rigs_that_differ_stay_two(on_a_rig: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each in the scale of the first map, each frame with both of its photographs; one line tells why."""
+    strict = MergeConfig(same_rig=SameRigConfig(max_turn_deg=0, max_shift=0))
+    with caplog.at_level("WARNING", "featkit"):
+        model, _ = merged(on_a_rig, "other frames", tmp_path, config=strict)
+    assert "the rig of cam0/, cam1/ is not the same in both maps: a camera is turned by" in caplog.text
+    assert (len(model.rigs), len(model.cameras), model.num_reg_frames()) == (2, 4, 8)
+    assert compare_with_truth(model, on_a_rig.scene.poses, align=False).centre.max() < 1e-3
+    [relation, again] = [next(iter(rig.non_ref_sensors.values())).matrix() for rig in model.rigs.values()]
     assert relation == pytest.approx(again, abs=1e-3)
-    first.write(str(tmp_path))
-    assert read_model(tmp_path).num_reg_images() == 16
 
 
 def test_outlier_points_are_rejected() -> None:

@@ -47,6 +47,13 @@ def test_folder_names_in_file_names_and_nested_folders() -> None:
     assert len(found) == 4
 
 
+def test_folders_named_by_a_number_are_not_taken_out_of_the_names() -> None:
+    names = [f"{camera}/{number:04d}.jpg" for camera in (0, 1) for number in range(12)]
+    [(prefixes, found)] = frames("folders", names)
+    assert prefixes == ["0/", "1/"]
+    assert found == [{f"0/{number:04d}.jpg", f"1/{number:04d}.jpg"} for number in range(12)]
+
+
 def test_one_rig_per_session() -> None:
     names = [f"s{s}/{camera}/{k}{s}.jpg" for s in (1, 2) for camera in ("x", "y") for k in (1, 2)]
     found = frames("folders", [*names, "alone/9.jpg"])

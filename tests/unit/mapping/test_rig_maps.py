@@ -15,9 +15,10 @@ from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, rotation_angle_deg
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig, to_pose
+from featkit.mapping.map_rigs import rig_metrics
 from featkit.mapping.model import read_model
 from featkit.mapping.relations import copy_with_relations, copy_without_rigs, split_by_known_relation
-from featkit.mapping.rigs import RigConfig, rig_metrics
+from featkit.mapping.rigs import RigConfig
 from featkit.mapping.stage import MapConfig, build_map
 
 FRAMES, CAMERAS = 6, 3

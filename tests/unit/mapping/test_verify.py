@@ -9,7 +9,8 @@ import pycolmap
 import pytest
 
 from featkit.core.types import Pair
-from featkit.mapping.verify import VerifyConfig, verify_by_ransac
+from featkit.mapping.cameras import to_pose
+from featkit.mapping.verify import VerifyConfig, verify_by_poses, verify_by_ransac
 
 NAMES = ("a.png", "b.png")
 SIZE = (1000, 800)
@@ -46,3 +47,39 @@ def test_order_within_a_pair_does_not_matter(tmp_path: Path, seed: int) -> None:
     assert len(whole) > RIGHT / 2
     assert inliers(tmp_path / "ab.db", seed, [Pair(*NAMES)]) == whole
     assert inliers(tmp_path / "ba.db", seed, [Pair(*NAMES[::-1])]) == whole
+
+
+class Certain:
+    """Keypoints that are exact to a pixel."""
+
+    def uncertainty_px(self, name: str) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("models", [("EQUIRECTANGULAR", "EQUIRECTANGULAR"), ("EQUIRECTANGULAR", "PINHOLE")])
+def test_panoramas_by_their_poses(models: tuple[str, str], tmp_path: Path) -> None:
+    """Matches all around, also of what a camera with a plane has behind it; half of them wrong."""
+    rng = np.random.default_rng(0)
+    poses = [
+        pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0, 0.3, 0.1])), np.array([0.5, 0, 0])),
+        pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0.2, -0.1, 0])), np.array([-0.4, 0.2, 0.3])),
+    ]
+    directions = rng.normal(size=(400, 3))
+    points = 5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    if "PINHOLE" in models:
+        points = points[(poses[1] * points)[:, 2] > 1]
+    parameters = {"EQUIRECTANGULAR": [800, 400], "PINHOLE": [300, 300, 400, 200]}
+    with pycolmap.Database.open(str(tmp_path / "database.db")) as database:
+        for name, model, pose in zip(NAMES, models, poses, strict=True):
+            camera = pycolmap.Camera(model=model, width=800, height=400, params=parameters[model])
+            camera_id = database.write_camera(camera)
+            image_id = database.write_image(pycolmap.Image(name=name, camera_id=camera_id))
+            database.write_keypoints(image_id, np.asarray(camera.img_from_cam(pose * points)).astype(np.float32))
+        right = np.repeat(np.arange(len(points), dtype=np.uint32)[:, None], 2, axis=1)
+        wrong = np.column_stack([right[:, 0], (right[:, 1] + len(points) // 2) % len(points)])
+        database.write_matches(1, 2, np.concatenate([right, wrong]).astype(np.uint32))
+        known = dict(zip(NAMES, map(to_pose, poses), strict=True))
+        verify_by_poses(database, [Pair(*NAMES)], Certain(), known, VerifyConfig())
+        found = {tuple(row) for row in database.read_two_view_geometry(1, 2).inlier_matches.tolist()}
+    assert found >= {tuple(row) for row in right.tolist()}
+    assert len(found) < 1.2 * len(right)

@@ -190,7 +190,7 @@ peaks = []
 for count in (100, 4000):
     points = Points(torch.rand(count, 2), torch.rand(count, 128))
     with torch.inference_mode():
-        sides = glue._layer(0, glue._side([points]), glue._side([points]))
+        sides = glue._run_layer(0, glue._batch_side([points]), glue._batch_side([points]))
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[1] - peaks[0])
 """

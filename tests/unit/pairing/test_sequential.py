@@ -1,5 +1,7 @@
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,8 +9,13 @@ import pytest
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Features, Pair
+from featkit.images.listing import natural_key
 from featkit.io.features import FeatureStore, append_features, open_features
-from featkit.pairing.by_name import Exhaustive, ExhaustiveConfig, Sequential, SequentialConfig, natural_key
+from featkit.io.lists import read_pairs
+from featkit.mapping.rigs import RigConfig, in_order, read_rigs
+from featkit.pairing.base import RigFrames, Sources
+from featkit.pairing.by_name import Exhaustive, ExhaustiveConfig, Sequential, SequentialConfig
+from featkit.pairing.stage import choose, run
 
 RNG = np.random.default_rng(0)
 
@@ -141,6 +148,61 @@ def test_cameras_of_a_rig(overlap: int, across: int) -> None:
         if rig == rig1 and apart <= (overlap if camera == camera1 else across):
             expected.add(Pair(one, other).key())
     assert keys(found) == expected
+
+
+def named_rig(folder: Path, names: list[str]) -> list[list[Mapping[int, str]]]:
+    """Frames by a rig file whose cameras share a folder."""
+    cameras = [{"image_prefix": "left_", "ref_sensor": True}, {"image_prefix": "right_"}]
+    (folder / "rig.json").write_text(json.dumps([{"cameras": cameras}]))
+    return [in_order(rig) for rig in read_rigs(str(folder / "rig.json"), names, RigConfig())]
+
+
+def test_the_scenes_rigs_are_followed_without_asking(tmp_path: Path) -> None:
+    """Of a rig file, whose names tell no folders; time 9 comes before 10, and one camera misses a time."""
+    names = [f"{camera}_{time}.jpg" for camera in ("left", "right") for time in range(1, 13)]
+    names.remove("left_5.jpg")
+    rigs = named_rig(tmp_path, names)
+    method = Sequential(SequentialConfig(overlap=2))
+    plain = keys(method.pairs([*names, "alone_1.jpg", "alone_2.jpg"], None, RNG))
+    method.rigs = rigs
+    expected = {Pair("alone_1.jpg", "alone_2.jpg").key()}
+    for one, other in combinations(names, 2):
+        (camera, time), (camera1, time1) = (
+            (name.split("_")[0], int(name.split("_")[1].split(".")[0])) for name in (one, other)
+        )
+        apart = abs(time - time1)
+        if camera == camera1 == "left" and min(time, time1) < 5 < max(time, time1):
+            apart -= 1  # its images 4 and 6 follow each other
+        if apart <= (2 if camera == camera1 else 1):
+            expected.add(Pair(one, other).key())
+    assert keys(method.pairs([*names, "alone_1.jpg", "alone_2.jpg"], None, RNG)) == expected
+    asked_not_to = Sequential(SequentialConfig(overlap=2, across_cameras=False))
+    assert not asked_not_to.uses_rigs()
+    asked_not_to.rigs = rigs
+    assert keys(asked_not_to.pairs([*names, "alone_1.jpg", "alone_2.jpg"], None, RNG)) == plain
+
+
+def test_pairs_of_another_rig_are_made_again(tmp_path: Path) -> None:
+    names = [f"{camera}_{time}.jpg" for camera in ("left", "right") for time in range(1, 5)]
+    with append_features(tmp_path / "features.h5", Config()) as store:
+        for name in names:
+            store.write(name, Features(np.zeros((1, 2)), np.ones((1, 4), np.float32), np.ones(1), (9, 9)))
+
+    def made(rigs: RigFrames, **changes: object) -> tuple[int, int]:
+        method = choose("sequential", len(names), {"overlap": 1, **changes})
+        path = run(method, tmp_path / "features.h5", tmp_path / "pairs.txt", sources=Sources(rigs=rigs))
+        return len(read_pairs(path)), path.stat().st_mtime_ns
+
+    rigs = named_rig(tmp_path, names)
+    plain, paired = made(()), made(rigs)
+    assert plain[0] == 7
+    assert paired[0] == 2 * 3 + 4 + 2 * 3
+    assert made(rigs) == paired
+    assert made([rigs[0][:3]])[0] < paired[0]
+    assert made(rigs, across_cameras=False)[0] == 7
+    last = made(())
+    assert last[0] == 7
+    assert made(()) == last
 
 
 def test_folders_that_are_no_cameras() -> None:

@@ -99,13 +99,13 @@ def test_memory_stays_within_the_budget() -> None:
 
 def test_torch_blocks_are_no_larger_than_the_budget_says(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    block_torch = search._block_torch
+    block_torch = search._search_block_torch
 
     def spy(queries: np.ndarray, block: np.ndarray, *rest: object) -> np.ndarray:
         shapes.append((len(queries), len(block)))
         return block_torch(queries, block, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(search, "_block_torch", spy)
+    monkeypatch.setattr(search, "_search_block_torch", spy)
     available = block_bytes(64, 12, 3)
     top_k(table(200), table(300), 3, available_bytes=available, backend="torch")
     assert max(q for q, _ in shapes) == max(b for _, b in shapes) == 64

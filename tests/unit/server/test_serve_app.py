@@ -96,7 +96,7 @@ def test_health_and_description() -> None:
         (b"\xff" * 3_000_001, {}, 413, "more than 3 MB"),
         (photograph(), {"intrinsics": "PINHOLE 40 30 36"}, 422, "PINHOLE takes width, height and 4"),
         (photograph(), {"intrinsics": "CUBE 40 30 36 36 20 15"}, 422, "no camera model 'CUBE'"),
-        (photograph(), {"intrinsics": "PINHOLE 41 30 36 36 20 15"}, 422, "for 41 x 30, the photograph is 40 x 30"),
+        (photograph(), {"intrinsics": "PINHOLE 41 30 36 36 20 15"}, 422, "for 41 x 30, but the photograph is 40 x 30"),
         (photograph(), {"intrinsics": "PINHOLE 40 30 nan 36 20 15"}, 422, "not finite"),
         (photograph(), {"name": "x" * 300}, 422, "name"),
     ],

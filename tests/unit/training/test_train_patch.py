@@ -270,7 +270,7 @@ def test_losses_get_float32_vectors_of_exact_norm(
 ) -> None:
     """In bf16 norms would be off by a thousandth."""
     seen = []
-    plain = PatchTask._loss_of
+    plain = PatchTask._batch_loss
 
     def watched(task: PatchTask, features: torch.Tensor, *rest: Any) -> LossResult:
         found = task._head(features.detach())
@@ -283,7 +283,7 @@ def test_losses_get_float32_vectors_of_exact_norm(
         )
         return result
 
-    monkeypatch.setattr(PatchTask, "_loss_of", watched)
+    monkeypatch.setattr(PatchTask, "_batch_loss", watched)
     train_patch(recipe(name, precision="bf16", steps=1), textures, tmp_path, device="cpu")
     vectors, results = seen
     assert vectors[:2] == (torch.float32, torch.float32)

@@ -150,7 +150,7 @@ def test_doap_with_label_mining_takes_two_sequences_and_ignores_look_alikes(hpat
             task.step(0.0)
             batch = task.batch_arrays()["patches"]
             assert np.unique(data.scenes[batch], return_counts=True)[1].tolist() == [32, 32]
-        mined = task._mined
+        mined = task._mined_labels
         assert mined is not None
         ignored = mined.ignored(batch, data.classes[batch]).numpy()
     finally:

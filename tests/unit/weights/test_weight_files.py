@@ -15,8 +15,8 @@ from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.weights import manifest
 from featkit.weights.files import (
     LARGEST_BYTES,
-    in_8_bits,
     load_patch_network,
+    quantise_to_8_bits,
     read_metadata_patch_files,
     save_patch_network,
 )
@@ -124,7 +124,7 @@ def test_8_bits_keep_every_row_to_a_254th_of_its_range() -> None:
         torch.randn((5, 3, 4, 4), generator=torch.Generator().manual_seed(0))
         * torch.tensor([1e-3, 1, 50, 0, 1])[:, None, None, None]
     )
-    values, step = in_8_bits(weight)
+    values, step = quantise_to_8_bits(weight)
     error = (values * step[:, None, None, None] - weight).abs().amax(dim=(1, 2, 3))
     largest = weight.abs().amax(dim=(1, 2, 3))
     assert values.dtype == torch.int8
