@@ -166,6 +166,6 @@ def test_a_rig_file_of_many_cameras(tmp_path: Path) -> None:
     cameras = [{"image_prefix": f"{number}/", "ref_sensor": number == 0} for number in range(20_000)]
     path.write_text(json.dumps([{"cameras": cameras}]))
     started = time.monotonic()
-    with pytest.raises(BadInputError, match="no photograph's name begins with '1/'"):
+    with pytest.raises(BadInputError, match="no photograph's name starts with '1/'"):
         read_rigs(str(path), ["0/a.jpg"], RigConfig())
     assert time.monotonic() - started < 10
