@@ -32,8 +32,8 @@ from featkit.core.errors import FeatkitError
 from featkit.core.registry import Method
 from featkit.features.base import Extractor
 from featkit.features.patches import DetectedKeypoints, Patches
-from featkit.features.stage import DetectedImage, ExtractConfig, describe_one, extraction_method, file_digest, run
-from featkit.images.listing import list_images
+from featkit.features.stage import DetectedImage, ExtractConfig, describe_one, extraction_method, run
+from featkit.images.listing import file_digest, list_images
 from featkit.images.read import decode
 from featkit.io.features import append_features, open_features
 

@@ -25,9 +25,9 @@ from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
 from featkit.core.types import Pair
 from featkit.features import stage as extraction
-from featkit.features.stage import ExtractConfig, config_of_features, file_digest
+from featkit.features.stage import ExtractConfig, config_of_features
 from featkit.images.exif import some_names
-from featkit.images.listing import list_images
+from featkit.images.listing import file_digest, list_images
 from featkit.images.read import stored_size
 from featkit.io.artifact import artifact, locked, scratch, write_text
 from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign

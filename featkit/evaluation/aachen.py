@@ -24,7 +24,7 @@ from featkit.evaluation.metrics import THRESHOLDS, LocalizationScore, score_loca
 from featkit.evaluation.pictures import seconds_table
 from featkit.evaluation.published import published
 from featkit.features.base import Extractor
-from featkit.features.stage import file_digest
+from featkit.images.listing import file_digest
 from featkit.io.artifact import artifact
 from featkit.io.lists import read_poses, write_pairs
 from featkit.localization.registration import RegistrationConfig

@@ -8,7 +8,6 @@ ends with the same file as an uninterrupted one.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -40,7 +39,7 @@ from featkit.features.base import DescribesPoints, Extractor, TwoSteps, describe
 from featkit.features.panoramas import extract_decoded, is_cut_into_views, is_panorama, merge_view_features
 from featkit.images.exif import some_names
 from featkit.images.intensity import found_range
-from featkit.images.listing import list_images
+from featkit.images.listing import file_digest, list_images
 from featkit.images.masks import find_masks, masked
 from featkit.images.panoramas import views_of
 from featkit.images.read import DecodeConfig, DecodedImage, are_inside, decode
@@ -48,7 +47,6 @@ from featkit.io.camera_models import is_whole_sphere
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features, points_digest
 
 LOGGER = logging.getLogger(__name__)
-SAMPLE_BYTES = 1 << 16
 NO_SIZE = (0, 0)  # image size of keypoints whose file does not give it
 WINDOW_PER_WORKER = 2  # images in flight per worker: one being processed, one waiting to be written
 
@@ -223,22 +221,6 @@ def _input_digest(method: Method[Extractor], path: Path, mask: Path | None, size
     source = file_digest(path) if mask is None else digest(file_digest(path), file_digest(mask))
     of_views = method.config.panoramas == "views" and method.config.keypoints is None and is_whole_sphere(size)
     return digest(source, "views") if of_views and is_panorama(method, path) else source
-
-
-def file_digest(path: Path) -> str:
-    """Digest (16 hex digits) of an image file: of its size, its first and its last 64 KiB.
-
-    "" if there is no such file. Hashing complete files would make every resumed run read every image. (A PNG's last
-    bytes are a checksum of all its pixels.)
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(SAMPLE_BYTES)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - SAMPLE_BYTES))
-            return hashlib.sha256(size.to_bytes(8, "little") + head + file.read()).hexdigest()[:16]
-    except OSError:
-        return ""
 
 
 def _extract_in_order(

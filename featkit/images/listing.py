@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp, stamped_fi
 
 LOGGER = logging.getLogger(__name__)
 DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would order them with these
+SAMPLE_BYTES = 1 << 16  # read at each end of a photograph to identify it
 SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif"),
@@ -172,3 +174,19 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
     parts = DIGITS.split(name)  # text and digits in turn, text first
     numbers = [int(digits) for digits in parts[1::2]] + [-1]
     return list(zip(parts[0::2], numbers, strict=True)), name
+
+
+def file_digest(path: Path) -> str:
+    """Digest (16 hex digits) of an image file: of its size, its first and its last 64 KiB.
+
+    "" if there is no such file. Hashing complete files would make every resumed run read every image. (A PNG's last
+    bytes are a checksum of all its pixels.)
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(SAMPLE_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - SAMPLE_BYTES))
+            return hashlib.sha256(size.to_bytes(8, "little") + head + file.read()).hexdigest()[:16]
+    except OSError:
+        return ""
