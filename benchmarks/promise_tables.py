@@ -63,7 +63,8 @@ def gps(result: Result) -> str:
 
 def _seconds(row: Result, *sides: str) -> list[str]:
     """Seconds of commands, of a machine that had little else to do."""
-    busy = row.get("load_per_core", 0) > BUSY
+    load = row.get("load_per_core", 0)  # null: not recorded, on a busy machine
+    busy = load is None or load > BUSY
     return ["-" if busy else f"{row[side]['seconds']:.0f}" for side in sides]
 
 
