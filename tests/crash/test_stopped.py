@@ -100,7 +100,7 @@ VERBS = {
     "extract": ("featkit.features.stage:extract_one", signal.SIGTERM),
     "pairs": ("featkit.pairing.by_name:Exhaustive.pairs", signal.SIGINT),
     "match": ("featkit.matching.mutual:MutualMatcher.match", signal.SIGTERM),
-    "verify": ("featkit.mapping.verify:by_ransac", signal.SIGINT),
+    "verify": ("featkit.mapping.verify:verify_by_ransac", signal.SIGINT),
     "map": ("pycolmap:incremental_mapping", signal.SIGTERM),
     "localize": ("featkit.localization.stage:estimate_pose", signal.SIGINT),
     "eval": ("featkit.evaluation.benchmark:stages.match", signal.SIGTERM),

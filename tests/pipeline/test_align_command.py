@@ -132,7 +132,7 @@ def test_by_references(scene: Path) -> None:
     ran = run("align", model, "--references", listed, "-o", out)
     assert ran.exit_code == 0, ran.output
     assert largest_distance(out, CENTRES) < 1e-6
-    assert "1 of 13 references are not registered in the model and not used: elsewhere.jpg" in ran.stderr
+    assert "1 of 13 references are not registered in the model and are ignored: elsewhere.jpg" in ran.stderr
     assert "over 11 of 12 positions" in ran.stdout
     found = results("align", model, "--references", references(scene / "refs.txt"), "--max-error", "0.1", "-o", out)
     assert found["used"] == 12

@@ -248,7 +248,7 @@ def test_localization_mistakes(mapped_scene: Any, featkit_here: Command, picture
     listed.write_text("query_0000.jpg PINHOL 400 300 360 360 200 150\n")
     refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "list.txt:1", "PINHOLE")
     listed.write_text("elsewhere.jpg PINHOLE 400 300 360 360 200 150\n")
-    refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "names none")
+    refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "contains none of its images")
     listed.write_text("query_0000.jpg PINHOLE 800 600 720 720 400 300\n")
     refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "400 x 300", "800 x 600")
     refused(featkit_here(*scene[:2], "-o", tmp_path / "noise", "-q", "--queries", pictures), 4, "none of 2 queries")

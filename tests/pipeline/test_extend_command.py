@@ -155,7 +155,7 @@ def test_failed_runs_keep_existing_files(mapped_scene: Any, tmp_path: Path) -> N
     refused(run("extend", queries, queries, "-q", "-o", out), 3, "no COLMAP model")
     refused(run(*command, queries, "--prune"), 3, "none of the map's 6 photographs")
     refused(run("extend", scene, queries, "-q", "-o", mapped_scene.output), 3, "is the map itself")
-    refused(run(*command, queries, "--features", "hynet"), 2, "--features hynet: the map's are rootsift")
+    refused(run(*command, queries, "--features", "dog+hynet"), 2, "--features dog+hynet: the map's are rootsift")
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(sorted(queries.iterdir())[0], other / "0003.jpg")

@@ -16,7 +16,7 @@ from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
 from featkit.io.lists import read_pairs, read_poses, write_poses
 from featkit.mapping.align import compare_with_truth
-from featkit.mapping.grow import prune
+from featkit.mapping.grow import remove_images
 from featkit.mapping.model import read_model
 from tests.in_process import refused, results, run
 from tests.painted_room import UP, pinhole, write
@@ -234,7 +234,7 @@ def test_maps_of_the_rig_are_merged(mapped: Path, tmp_path: Path) -> None:
     record.write_text(record.read_text().replace('"front/"', '"front"').replace('"side/"', '"side"'))
     for number, times in ((1, (0, 1)), (0, (4, 5))):
         model = read_model(mapped / "featkit" / "sparse" / "0")
-        prune(model, {f"{camera}{time}.jpg" for camera in FRONT for time in times}, scene)
+        remove_images(model, {f"{camera}{time}.jpg" for camera in FRONT for time in times}, scene)
         if number:
             turn = pycolmap.Rotation3d(np.array([0.5, 1.0, -0.2])).matrix()
             model.transform(pycolmap.Sim3d(np.column_stack([0.3 * turn, [5.0, -2.0, 1.0]])))
