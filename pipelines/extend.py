@@ -137,11 +137,7 @@ def run(
     """
     folder = find_model(map_folder, number)
     output = output or (folder.parent.parent if folder.name.isdigit() else folder.parent) / "extended"
-    names = ("features.h5", "matches.h5", "pairs.txt", "pairs.json", "sparse.json", RECORD)
-    refuse_foreign(*(output / name for name in names))
-    refuse_other_models(output / "sparse")
-    if (output / "sparse").resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise BadInputError(f"{output}: is the map itself, which stays as it is; choose another --out")
+    _check_output(output, folder)
     photographs = image_folder(photographs)
     work = _find_work(config, folder, photographs, features, images)
     made_with = original_config(folder, work.model, config.map)
@@ -194,6 +190,15 @@ def run(
     metrics = {**described, **measured, "pruned": pruned, "seconds": seconds}
     write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return ExtendResult(output, output / "sparse", metrics)
+
+
+def _check_output(output: Path, folder: Path) -> None:
+    """Raise BadInputError for files that featkit did not make, or for the map's own folder."""
+    names = ("features.h5", "matches.h5", "pairs.txt", "pairs.json", "sparse.json", RECORD)
+    refuse_foreign(*(output / name for name in names))
+    refuse_other_models(output / "sparse")
+    if (output / "sparse").resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise BadInputError(f"{output}: is the map itself, which stays as it is; choose another --out")
 
 
 def _name_those_without_keypoints(left_out: dict[str, str], keypoints: Path) -> None:

@@ -25,7 +25,7 @@ from featkit.features import stage as extraction
 from featkit.features.stage import config_of_features
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
-from featkit.io.lists import read_intrinsics_list, read_poses, respelled
+from featkit.io.lists import Intrinsics, read_intrinsics_list, read_poses, respelled
 from featkit.io.shards import write_index
 from featkit.localization import stage as localize
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
@@ -39,6 +39,8 @@ from featkit.matching.config import MatchWith
 from featkit.report.localization import MatchFiles, localization_report
 from featkit.report.maps import localization_metrics
 from featkit.retrieval.vlad import VladConfig
+
+WRITTEN = ("features.h5", "matches.h5", "poses.txt", "poses.json", "report.html", "metrics.json")
 
 
 class LocalizationConfig(MatchWith):
@@ -98,17 +100,9 @@ def run(
     found = find_map(map_folder, features, number)
     several = number is None and len(numbered_models(found.model)) > 1
     output = output or found.folder / ("localize" if not number else f"localize-{number}")
-    written = ("features.h5", "matches.h5", "poses.txt", "poses.json", "report.html", "metrics.json")
-    refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
-    cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
+    refuse_foreign(*(output / name for name in WRITTEN), *([] if pairs else [output / "pairs.txt"]))
     true_poses = None if truth is None else read_poses(truth)
-    check_camera_config(config.localize.camera)
-    readable, _ = usable_images(queries, cameras)
-    cameras = None if cameras is None else respelled(cameras, lambda: readable)
-    check_photographs(config.localize.camera, queries, readable, cameras)
-    names = readable if cameras is None else list(cameras)  # a listed query without an image counts as failed
-    if only is not None:
-        names, readable = ([name for name in listed if name in only] for listed in (names, readable))
+    names, readable, cameras = _read_queries(config, queries, intrinsics, only)
     extractor = extraction.extraction_method(
         config_of_features(found.features, config.workers, config.keypoints), device=device
     )
@@ -156,6 +150,24 @@ def run(
         )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return LocalizationResult(output, report, results, metrics, others)
+
+
+def _read_queries(
+    config: LocalizationConfig, queries: Path, intrinsics: Path | None, only: Sequence[str] | None
+) -> tuple[list[str], list[str], dict[str, Intrinsics] | None]:
+    """Names of the queries, those of them that can be read, and their listed cameras.
+
+    A listed query without an image counts as failed.
+    """
+    cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
+    check_camera_config(config.localize.camera)
+    readable, _ = usable_images(queries, cameras)
+    cameras = None if cameras is None else respelled(cameras, lambda: readable)
+    check_photographs(config.localize.camera, queries, readable, cameras)
+    names = readable if cameras is None else list(cameras)
+    if only is not None:
+        names, readable = ([name for name in listed if name in only] for listed in (names, readable))
+    return names, readable, cameras
 
 
 def _compared(

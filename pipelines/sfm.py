@@ -17,6 +17,7 @@ from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
 from featkit.core.run_file import run_text
+from featkit.core.types import Pose
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.stage import ExtractConfig, extraction_method, with_intensity_range
@@ -66,6 +67,19 @@ class SfmResult:
     metrics: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class SceneInput:
+    """Photographs to map, and what is known about them. without_pose: those that a reference leaves out."""
+
+    images: Path
+    names: list[str]
+    without_pose: list[str]
+    reference: Reference | None
+    truth: dict[str, Pose] | None
+    intrinsics: dict[str, Intrinsics] | None
+    rigs: tuple[Rig, ...]
+
+
 def run(
     config: SfmConfig,
     scene: Path,
@@ -89,6 +103,58 @@ def run(
     images = image_folder(scene)
     output = output_folder(scene, output)
     _refuse_foreign(output, config, save_config)
+    given = _read_input(config, images, reference, truth, intrinsics)
+    names = given.names
+    extractor = with_intensity_range(
+        extraction_method(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
+    )
+    pair_list = Path(config.pairs) if config.pairs.endswith(".txt") else None
+    if pair_list is not None:
+        read_pairs(pair_list)  # fails early if the list is wrong
+    model = reference if reference is not None and reference.is_dir() else None
+    describer = stages.describer(engine, output / "pairs.txt")
+    sources = Sources(images, model, describer, [in_order(rig) for rig in given.rigs])
+    pairs_by = None if pair_list else pairing.choose(config.pairs, len(names), config.pairing, device, config.auto)
+    if pairs_by is not None:
+        pairing.check_sources(pairs_by, names, sources)
+    matcher = resolve("matcher", config.matcher, config.matching, device).ready()
+    seconds: dict[str, float] = {}
+
+    with timed("extract", seconds):
+        features = stages.extract(extractor, images, output / "features.h5", names, overwrite=overwrite, engine=engine)
+    with timed("pairs", seconds):
+        pairs = pair_list or output / "pairs.txt"
+        if pairs_by is not None:
+            pairing.run(pairs_by, features, pairs, names=names, sources=sources, seed=config.seed, overwrite=overwrite)
+    with timed("match", seconds):
+        matches = stages.match(matcher, features, pairs, output / "matches.h5", overwrite=overwrite, engine=engine)
+    with timed("verify", seconds):
+        database = build_database(
+            map_stage.database_config(config.map), images, features, pairs, matches, output / "database.db",
+            names=names, reference=given.reference, intrinsics=given.intrinsics, rigs=given.rigs, overwrite=overwrite,
+            verifier=stages.verifier(engine),
+        )  # fmt: skip
+    with timed("map", seconds):
+        sparse = map_stage.build_map(
+            config.map, images, database, output / "sparse", reference=given.reference, overwrite=overwrite
+        )
+    paired = {} if pairs_by is None else pairs_by.config.result_fields()
+    resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
+    ran = config.model_copy(update=resolved)
+    if save_config:
+        files = {"reference": reference, "truth": truth, "intrinsics": intrinsics}
+        write_text(output / RUN, run_text(output / RUN, "reconstruct", _portable(config, ran, pairs_by), files))
+    metrics = _record(ran, given, output, database, seconds, overwrite)
+    warn_if_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
+    result = SfmResult(output, sparse, output / "report.html", metrics)
+    _warn(result, config.min_registered)
+    return result
+
+
+def _read_input(
+    config: SfmConfig, images: Path, reference: Path | None, truth: Path | None, intrinsics: Path | None
+) -> SceneInput:
+    """Read and check all that is given, before any work. Raises featkit's errors."""
     check_camera_config(config.map.camera)
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
@@ -100,65 +166,30 @@ def run(
     listed = add_rig_intrinsics(rigs, images, listed)
     if known is None or known.cameras is None:
         check_photographs(config.map.camera, images, names, listed, shared_camera_keys(rigs))
-    extractor = with_intensity_range(
-        extraction_method(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
-    )
-    given = Path(config.pairs) if config.pairs.endswith(".txt") else None
-    if given is not None:
-        read_pairs(given)  # fails early if the list is wrong
-    model = reference if reference is not None and reference.is_dir() else None
-    describer = stages.describer(engine, output / "pairs.txt")
-    sources = Sources(images, model, describer, [in_order(rig) for rig in rigs])
-    pairs_by = None if given else pairing.choose(config.pairs, len(names), config.pairing, device, config.auto)
-    if pairs_by is not None:
-        pairing.check_sources(pairs_by, names, sources)
-    matcher = resolve("matcher", config.matcher, config.matching, device).ready()
-    seconds: dict[str, float] = {}
+    return SceneInput(images, names, without_pose, known, true_poses, listed, rigs)
 
-    with timed("extract", seconds):
-        features = stages.extract(extractor, images, output / "features.h5", names, overwrite=overwrite, engine=engine)
-    with timed("pairs", seconds):
-        pairs = given or output / "pairs.txt"
-        if pairs_by is not None:
-            pairing.run(
-                pairs_by, features, pairs,
-                names=names, sources=sources, seed=config.seed, overwrite=overwrite,
-            )  # fmt: skip
-    with timed("match", seconds):
-        matches = stages.match(matcher, features, pairs, output / "matches.h5", overwrite=overwrite, engine=engine)
-    with timed("verify", seconds):
-        database = build_database(
-            map_stage.database_config(config.map), images, features, pairs, matches, output / "database.db",
-            names=names, reference=known, intrinsics=listed, rigs=rigs, overwrite=overwrite,
-            verifier=stages.verifier(engine),
-        )  # fmt: skip
-    with timed("map", seconds):
-        sparse = map_stage.build_map(
-            config.map, images, database, output / "sparse", reference=known, overwrite=overwrite
-        )
-    paired = {} if pairs_by is None else pairs_by.config.result_fields()
-    resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
-    ran = config.model_copy(update=resolved)
-    if save_config:
-        arguments = {"reference": reference, "truth": truth, "intrinsics": intrinsics}
-        saved = run_text(output / RUN, "reconstruct", _portable(config, ran, pairs_by), arguments)
-        write_text(output / RUN, saved)
-    report, record = output / "report.html", output / "metrics.json"
-    truths = [str(item) for item in (true_poses or {}).items()]
-    made_from = digest((output / "sparse.json").read_text(), ran.canonical_json(), *names, "", *without_pose, *truths)
+
+def _record(
+    ran: SfmConfig, given: SceneInput, output: Path, database: Path, seconds: dict[str, float], overwrite: bool
+) -> dict[str, Any]:
+    """Write metrics.json and report.html, unless they are of this very map; returns the metrics."""
+    report, record, sparse = output / "report.html", output / "metrics.json", output / "sparse"
+    truths = [str(item) for item in (given.truth or {}).items()]
+    made_from = digest(
+        (output / "sparse.json").read_text(), ran.canonical_json(), *given.names, "", *given.without_pose, *truths
+    )
     metrics = read_stamp(record) or {}
-    if metrics.get("made_from") != made_from or not report.is_file() or overwrite:
-        with timed("report", seconds):
-            metrics = map_metrics(
-                sparse, database, names, true_poses, align=known is None, without_pose=without_pose, rigs=rigs
-            )
-            metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
-            reconstruction_report(ran, metrics, images, features, database, sparse, report)
-        write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    warn_if_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
-    result = SfmResult(output, sparse, report, metrics)
-    _warn(result, config.min_registered)
-    return result
+    if metrics.get("made_from") == made_from and report.is_file() and not overwrite:
+        return metrics
+    with timed("report", seconds):
+        metrics = map_metrics(
+            sparse, database, given.names, given.truth,
+            align=given.reference is None, without_pose=given.without_pose, rigs=given.rigs,
+        )  # fmt: skip
+        metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
+        reconstruction_report(ran, metrics, given.images, output / "features.h5", database, sparse, report)
+    write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    return metrics
 
 
 def _listed(intrinsics: Path | None, names: list[str], known: Reference | None) -> dict[str, Intrinsics] | None:
