@@ -54,6 +54,7 @@ from featkit.localization.queries import pair_queries, pair_queries_given
 from featkit.localization.stage import QueryResult, by_file_name, check_submission, submission_name, write_submission
 from featkit.mapping import stage as map_stage
 from featkit.mapping.model import refuse_other_models
+from featkit.mapping.reference import Reference
 from featkit.mapping.scene import MapFiles
 from featkit.mapping.verify import build_database
 from featkit.matching import stage as matching
@@ -116,23 +117,8 @@ def run(
         query_features = predict(
             features.query, images, names, output / "predictions" / "query", overwrite=overwrite
         ).features
-    with timed("pair database", seconds):
-        covisible = output / f"pairs-db-covisible-{files.version}.txt"
-        wanted = read_pairs(covisible_list(files, config.covisible, covisible)) if listed is None else listed
-        pairs = write_pairs(place / "pairs-db.txt", with_features(wanted, database_features))
-    with timed("match database", seconds):
-        matched = database_features.parent / f"matches-{matcher.config.fingerprint()}" / "matches.h5"
-        matches = matching.run(matcher, database_features, pairs, matched, overwrite=overwrite)
-    with timed("verify", seconds):
-        database = build_database(
-            map_stage.database_config(config.map), images, database_features, pairs, matches,
-            place / "database.db", names=mapped, reference=reference, overwrite=overwrite,
-        )  # fmt: skip
-    with timed("triangulate", seconds):
-        sparse = map_stage.build_map(
-            config.map, images, database, place / "sparse", reference=reference, overwrite=overwrite
-        )
-    found = MapFiles(place, sparse / "0", database_features)
+    made = Triangulated(files, reference, listed, images, database_features, place)
+    database, found = _triangulate(benchmark, made, output, seconds, overwrite)
     with timed("pair queries", seconds):
         query_list = _query_pairs(config, asked, retrieval, query_features, names, found, device)
     with timed("match queries", seconds):
@@ -168,6 +154,45 @@ def run(
     metrics["config"], metrics["features"] = config.result_fields(), features.described()
     write_text(place / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return AachenResult(features.name, place, submission, report, results, scores, metrics)
+
+
+@dataclass(frozen=True)
+class Triangulated:
+    """What the map is triangulated from: the reference's poses, listed pairs (None: its covisible ones), images and
+    features; and the folder for it.
+    """
+
+    files: AachenFiles
+    reference: Reference
+    listed: list[Pair] | None
+    images: Path
+    features: Path
+    place: Path
+
+
+def _triangulate(
+    benchmark: AachenBenchmark, made: Triangulated, output: Path, seconds: dict[str, float], overwrite: bool
+) -> tuple[Path, MapFiles]:
+    """Match, verify and triangulate the map images with the reference's poses; the database and the map."""
+    config, matcher, files, place = benchmark.config, benchmark.by, made.files, made.place
+    with timed("pair database", seconds):
+        covisible = output / f"pairs-db-covisible-{files.version}.txt"
+        listed = made.listed
+        wanted = read_pairs(covisible_list(files, config.covisible, covisible)) if listed is None else listed
+        pairs = write_pairs(place / "pairs-db.txt", with_features(wanted, made.features))
+    with timed("match database", seconds):
+        matched = made.features.parent / f"matches-{matcher.config.fingerprint()}" / "matches.h5"
+        matches = matching.run(matcher, made.features, pairs, matched, overwrite=overwrite)
+    with timed("verify", seconds):
+        database = build_database(
+            map_stage.database_config(config.map), made.images, made.features, pairs, matches,
+            place / "database.db", names=list(made.reference.poses), reference=made.reference, overwrite=overwrite,
+        )  # fmt: skip
+    with timed("triangulate", seconds):
+        sparse = map_stage.build_map(
+            config.map, made.images, database, place / "sparse", reference=made.reference, overwrite=overwrite
+        )
+    return database, MapFiles(place, sparse / "0", made.features)
 
 
 def _query_pairs(
