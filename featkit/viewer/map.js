@@ -10,8 +10,8 @@ const RESTING_MS = 200;  // after this long without a movement everything is dra
 const CAMERA_PX = 9, POINT_PX = 7;  // how far from a click things are still hit
 const COLOURS = {
   camera: 0x2f7ed8, localized: 0xe8701a, uncertain: 0xd9a514, chosen: 0xe0247a, paired: 0x2a9d6f,
-  otherCamera: 0x9bb8dc, otherQuery: 0xeebf9b,
 };
+const PALE = { light: { image: 0xa9c1df, query: 0xf0c8a8 }, dark: { image: 0x4a6180, query: 0x7d5a3f } };  // not chosen
 const FILL = 0.94, TOOLS_PX = 54;  // share of the width that the first view fills, and the height of the tools
 const MOST_PHOTOS = 150;  // photographs that are shown in their frames without being asked for
 
@@ -242,8 +242,9 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
   function choose({ camera = null, query = null, paired = [], point = null, seenBy = [] } = {}) {
     const chosen = camera !== null ? cameras[camera] : query !== null ? ofQuery[query] : null;
     const some = camera !== null || query !== null || point !== null, ends = [];
-    for (const one of cameras) one.colour = some ? COLOURS.otherCamera : COLOURS.camera;
-    for (const one of queries) one.colour = some ? COLOURS.otherQuery : COLOURS[one.image.state];
+    const pale = PALE[matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"];
+    for (const one of cameras) one.colour = some ? pale.image : COLOURS.camera;
+    for (const one of queries) one.colour = some ? pale.query : COLOURS[one.image.state];
     for (const other of paired) cameras[other].colour = COLOURS.paired;
     for (const other of seenBy) cameras[other].colour = COLOURS.chosen;
     if (chosen) chosen.colour = COLOURS.chosen;

@@ -29,23 +29,31 @@ async function matchesOf(index) {
   return { xy: new Float32Array(buffer, 0, 2 * count), point: seen, count, inliers: inlier.reduce((a, b) => a + b, 0) };
 }
 
-const inliersCalled = (about) => about.limit_px === null ? "inliers" : `within ${number(about.limit_px)} px of the pose`;
+const inliersCalled = (index, about) => about.limit_px === null || !scene.queries[index].centre ? "" : `within ${number(about.limit_px)} px of the pose`;
+
+/* Rows of the photographs that a query was matched with; of one without a pose only the matches count. */
+function retrievedRows(index, about, without = -1) {
+  const called = inliersCalled(index, about) ? "inliers" : "matches", column = called === "inliers" ? 1 : 2;
+  const most = Math.max(1, ...about.pairs.map((pair) => pair[column]));
+  const rows = about.pairs.filter(([other]) => other !== without).map((pair) => pairRow(`query-pair=${index},${pair[0]}`, ...pair, most, called));
+  return el("div", { className: "pairs" }, ...rows);
+}
 
 async function showQuery(index, isCurrent) {
   const about = await aboutOf("query", index), query = scene.queries[index], { name, state, why, photo } = query;
   const matches = await matchesOf(index), picture = photo ? await photoOf("query", index) : null;
   if (!isCurrent()) return;
-  map.choose({ query: index, paired: withInliers(about.pairs) });
-  const wanted = { seen: true, other: state === "not localized" };
+  const called = inliersCalled(index, about);
+  map.choose({ query: index, paired: called ? withInliers(about.pairs) : about.pairs.filter((pair) => pair[2]).map(([other]) => other) });
+  const wanted = { seen: true, other: !called };
   const shown = photoWithDots(picture?.picture, about.size, matches, wanted);
-  const most = Math.max(1, ...about.pairs.map(([, inliers]) => inliers));
   const known = (value, digits, unit) => value === null || value === undefined ? "–" : `${number(value, digits)}${unit}`;
   fill("query", index, el("div", { className: "buttons" }, backToAll(),
     ...query.centre ? [button("look through", () => map.lookThrough("query", index))] : [],
     button("enlarge", () => enlarge("query", index, matches, wanted))),
     el("h1", {}, name), el("p", { className: "why" }, badge(state), why ? ` ${why}` : ""), shown.holder,
-    el("div", { className: "buttons" }, shown.toggle("seen", inliersCalled(about), matches.inliers),
-      shown.toggle("other", "other matches", matches.count - matches.inliers)),
+    el("div", { className: "buttons" }, ...called ? [shown.toggle("seen", called, matches.inliers)] : [],
+      shown.toggle("other", called ? "other matches" : "matches with points", matches.count - matches.inliers)),
     ...about.problem ? [el("div", { className: "missing" }, about.problem)] : [],
     facts([["inliers", `${number(about.inliers)} of ${number(about.matches_3d)} matches with points`], ["keypoints", number(about.keypoints)],
       ...query.centre ? [["residual", known(about.residual_px, 2, " px")], ["± centre", known(about.centre_std, 4, "")],
@@ -53,7 +61,7 @@ async function showQuery(index, isCurrent) {
       ...about.camera ? [["camera", `${about.camera}, ${about.camera_size.join(" × ")} px, from ${SOURCES[about.intrinsics_source] ?? about.intrinsics_source}`],
         ["parameters", about.params.map((p) => number(p, 3)).join(", ")]] : []]),
     el("h2", {}, `Matched with ${about.pairs.length} retrieved photographs`),
-    el("div", { className: "pairs" }, ...about.pairs.map((pair) => pairRow(`query-pair=${index},${pair[0]}`, ...pair, most))));
+    retrievedRows(index, about));
   shown.paint();
 }
 
@@ -64,12 +72,13 @@ async function showQueryPair(index, other, isCurrent) {
   const photos = await Promise.all([photoOf("query", index), photoOf("image", other)]);
   if (!isCurrent()) return;
   map.choose({ query: index, paired: [other] });
-  const names = [scene.queries[index].name, scene.images[other].name], most = Math.max(1, ...about.pairs.map(([, inliers]) => inliers));
+  const called = inliersCalled(index, about);
+  const names = [scene.queries[index].name, scene.images[other].name];
   fill("query-pair", `${index},${other}`, el("div", { className: "buttons" }, button(`← ${names[0]}`, () => go(`query=${index}`)),
     button(`${names[1]} →`, () => go(`image=${other}`))),
-    el("h1", {}, `Query ${names[0]} and ${names[1]}`), factsOfLines(lines),
+    el("h1", {}, `Query ${names[0]} and ${names[1]}`), called ? factsOfLines(lines) : facts([["matches", number(lines.length)]]),
     el("div", { className: "grid" }, thumb("query", index), thumb("image", other)),
     el("h2", {}, `Other photographs matched with ${names[0]}`),
-    el("div", { className: "pairs" }, ...about.pairs.filter(([one]) => one !== other).map((pair) => pairRow(`query-pair=${index},${pair[0]}`, ...pair, most))));
-  openLines(names, photos, lines, inliersCalled(about));
+    retrievedRows(index, about, other));
+  openLines(names, photos, lines, called);
 }

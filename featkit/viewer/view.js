@@ -8,6 +8,7 @@ const inFolder = "folder" in document.documentElement.dataset;  // opened from a
 const panel = document.getElementById("panel"), stage = document.getElementById("stage");
 const by = (id) => document.getElementById(id);
 const INLIER = "#24d6a0", OUTLIER = "#ff603c", FEW_LINES = 200;
+const STACKED = 1.25;  // how much larger photographs are one above the other, to be laid out so
 
 /* ---- loading ------------------------------------------------------------------------------------------------ */
 
@@ -146,17 +147,22 @@ function nearestSeen(keypoints, x, y, within) {
   return best;
 }
 
-/* A canvas with one or two photographs side by side, as large as fits. Returns the photographs' places in css px. */
+/* One or two photographs on a canvas, as large as fits: side by side, or one above the other where that is clearly
+   larger. Returns their places in css px. */
 function layPhotos(pen, width, height, photos) {
-  const gap = 8, aspects = photos.map(({ size }) => size[0] / size[1]);
-  const tall = Math.min(height, (width - gap * (photos.length - 1)) / aspects.reduce((a, b) => a + b));
-  let left = 0.5 * (width - tall * aspects.reduce((a, b) => a + b) - gap * (photos.length - 1));
-  const top = 0.5 * (height - tall);
+  const gap = 8, gaps = gap * (photos.length - 1), aspects = photos.map(({ size }) => size[0] / size[1]);
+  const sum = aspects.reduce((a, b) => a + b), inverse = aspects.reduce((a, b) => a + 1 / b, 0);
+  const tall = Math.min(height, (width - gaps) / sum);  // of all, side by side
+  const wide = Math.min(width, (height - gaps) / inverse);  // of all, one above the other
+  const stacked = wide > STACKED * Math.max(...aspects) * tall;
+  let [left, top] = stacked ? [0.5 * (width - wide), 0.5 * (height - wide * inverse - gaps)]
+    : [0.5 * (width - tall * sum - gaps), 0.5 * (height - tall)];
   return photos.map(({ picture, size }, i) => {
-    const wide = tall * aspects[i], place = { left, top, wide, tall, scale: wide / size[0] };
-    if (picture) pen.drawImage(picture, left, top, wide, tall);
-    else { pen.strokeStyle = "#888"; pen.strokeRect(left, top, wide, tall); }
-    left += wide + gap;
+    const [w, h] = stacked ? [wide, wide / aspects[i]] : [tall * aspects[i], tall];
+    const place = { left, top, wide: w, tall: h, scale: w / size[0] };
+    if (picture) pen.drawImage(picture, left, top, w, h);
+    else { pen.strokeStyle = "#888"; pen.strokeRect(left, top, w, h); }
+    if (stacked) top += h + gap; else left += w + gap;
     return place;
   });
 }
@@ -229,9 +235,9 @@ async function showImage(index, isCurrent) {
       shown.toggle("other", "others", about.keypoints - about.observations)),
     facts([["camera", `${about.camera}, ${about.camera_size.join(" × ")} px`], ["parameters", about.params.map((p) => number(p, 3)).join(", ")],
       ["keypoints", number(about.keypoints)], ["observations", number(about.observations)],
-      ["mean error of its points", about.error_px === null ? "–" : `${number(about.error_px, 3)} px`]]),
+      ["mean error", about.error_px === null ? "–" : `${number(about.error_px, 3)} px`]]),
     el("h2", {}, verified ? `Matched with ${about.pairs.length}` : `Sees points together with ${about.pairs.length}`),
-    el("div", { className: "pairs" }, ...about.pairs.map((pair) => pairRow(`pair=${index},${pair[0]}`, ...pair, most, verified))));
+    el("div", { className: "pairs" }, ...about.pairs.map((pair) => pairRow(`pair=${index},${pair[0]}`, ...pair, most, verified ? "inliers" : "common points"))));
   shown.paint();
 }
 
@@ -258,10 +264,12 @@ function photoWithDots(picture, size, keypoints, wanted) {
 }
 
 /* A row that leads to an address: a photograph of the map, and how many matches it has with the chosen one. */
-function pairRow(address, other, inliers, matches, most, verified = true) {
+function pairRow(address, other, inliers, matches, most, called = "inliers") {
   const bar = el("span", { className: "bar" });
-  bar.style.width = `${100 * inliers / most}%`;
-  const count = verified ? `${number(inliers)} inliers of ${number(matches)} matches` : `${number(inliers)} common points`;
+  bar.style.width = `${100 * (called === "matches" ? matches : inliers) / most}%`;
+  if (called === "matches") bar.classList.add("other");
+  const count = called === "inliers" ? `${number(inliers)} inliers of ${number(matches)} matches`
+    : `${number(called === "matches" ? matches : inliers)} ${called}`;
   return el("button", { type: "button", className: "pair", onclick: () => go(address), title: scene.images[other].name, dataset: { image: other, inliers, matches } },
     el("span", { className: "frame" }, thumbImage("image", other)),
     el("span", {}, el("span", { className: "name" }, scene.images[other].name), el("span", { className: "count" }, count), bar));
@@ -286,15 +294,15 @@ async function showPair(first, second, isCurrent) {
   if (!isCurrent()) return;
   map.choose({ camera: first, paired: [second] });
   const names = [first, second].map((index) => scene.images[index].name), verified = scene.pairs === "verified";
-  const most = Math.max(1, ...about.pairs.map(([, inliers]) => inliers));
+  const most = Math.max(1, ...about.pairs.map(([, inliers]) => inliers)), called = verified ? "inliers" : "common points";
   fill("pair", `${first},${second}`, el("div", { className: "buttons" }, button(`← ${names[0]}`, () => go(`image=${first}`)),
     button(`${names[1]} →`, () => go(`image=${second}`))),
     el("h1", {}, `${names[0]} and ${names[1]}`), factsOfLines(lines, verified),
     el("div", { className: "grid" }, thumb("image", first), thumb("image", second)),
     el("h2", {}, `Others of ${names[0]}`),
     el("div", { className: "pairs" }, ...about.pairs.filter(([other]) => other !== second).map((pair) =>
-      pairRow(`pair=${first},${pair[0]}`, ...pair, most, verified))));
-  openLines(names, photos, lines, verified ? "inliers" : "common points", verified);
+      pairRow(`pair=${first},${pair[0]}`, ...pair, most, called))));
+  openLines(names, photos, lines, called, verified);
 }
 
 function factsOfLines(lines, verified = true) {
@@ -303,7 +311,7 @@ function factsOfLines(lines, verified = true) {
     ["share", lines.length ? `${number(100 * inliers / lines.length, 1)} %` : "–"]] : [["common points", number(inliers)]]);
 }
 
-/* Two photographs side by side with lines between their matches. called: what inliers are. */
+/* Two photographs with lines between their matches. called: what inliers are; "": there cannot be any. */
 function openLines(names, photos, lines, called, hasOthers = true) {
   const inliers = lines.filter((line) => line.inlier).length;
   const wanted = { inlier: true, outlier: inliers === 0, all: lines.length <= FEW_LINES };
@@ -333,8 +341,8 @@ function openLines(names, photos, lines, called, hasOthers = true) {
     type: "checkbox", checked: wanted[kind], onchange: (event) => { wanted[kind] = event.target.checked; restage(); },
   }), el("span", { className }, text));
   openStage(`${names[0]} – ${names[1]}`, [
-    toggle("inlier", `${called} (${number(inliers)})`, "key"),
-    ...hasOthers ? [toggle("outlier", `others (${number(lines.length - inliers)})`, "key other")] : [],
+    ...called ? [toggle("inlier", `${called} (${number(inliers)})`, "key")] : [],
+    ...hasOthers ? [toggle("outlier", `${called ? "others" : "matches"} (${number(lines.length - inliers)})`, "key other")] : [],
     ...lines.length > FEW_LINES ? [toggle("all", `all, not ${FEW_LINES} of them`, "")] : []], paint);
 }
 
