@@ -16,7 +16,7 @@ from featkit.report.tables import format_cell, format_integer, plotly_text
 
 
 MOST_POINTS = 1500  # maximum points of one curve; longer curves are averaged in groups of neighbours
-COLOURS = (*GROUP_COLOURS.values(), *OTHER_COLOURS)
+COLOURS = (*(GROUP_COLOURS[group] for group in ("map", "query", "truth")), *OTHER_COLOURS)
 
 
 def curves_figure(curves: Curves) -> Figure:

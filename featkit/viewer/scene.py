@@ -88,11 +88,7 @@ class ViewedScene:
         self.photographs = Photographs(self.config, self._intensity_range())
         self._cache = self.photographs.cache
         self._prepare_geometry()
-        found = find_results(folder, localize)
-        self._notes += found.notes
-        self.queries = None if found.shown is None else ViewedQueries(
-            found.shown, self.model, self.names, self.point_ids, self.features, self.photographs, queries
-        )  # fmt: skip
+        self.queries = self._queries(localize, queries)
 
     def _prepare_geometry(self) -> None:
         """Points and cameras relative to the middle of the map, so that float32 is precise for georeferenced maps."""
@@ -126,6 +122,19 @@ class ViewedScene:
         if not database.ids.keys() & self.by_name.keys():
             raise BadInputError(f"{database.path}: has no image of the map {self.folder}; give the map's own database")
         return database
+
+    def _queries(self, given: Path | None, photographs: Path | None) -> ViewedQueries | None:
+        found = find_results(self.folder, given)
+        self._notes += found.notes
+        if found.shown is None:
+            return None
+        try:
+            return ViewedQueries(
+                found.shown, self.model, self.names, self.point_ids, self.features, self.photographs, photographs
+            )
+        except BadInputError as error:  # a name that leaves the folder
+            self._notes.append(f"Queries are not shown: {error}")
+            return None
 
     def _intensity_range(self) -> tuple[float, float] | None:
         if self.features is None:
