@@ -141,7 +141,7 @@ def write_folder(scene: ViewedScene, folder: Path, *, overwrite: bool = False) -
             write_bytes(part / name, data)
         for path, data in _folder_files(scene):
             write_bytes(inside(part, path), data)
-        place_files(part, folder, overwrite=overwrite, kind="view")
+        place_files(part, folder, overwrite=overwrite, only=overwrite, kind="view")
     return folder / PAGE
 
 
