@@ -20,12 +20,22 @@ NEUTRAL = "#8a94a3"  # points of a model without colours
 
 
 @dataclass(frozen=True)
+class Key:
+    """What a colour of a chart stands for. colour: css. repeated: of a colour used before, now dashed or pale."""
+
+    colour: str
+    text: str
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
 class Figure:
-    """A plotly figure as plain json values, and its caption."""
+    """A plotly figure as plain json values, its caption, and its key, which the page shows above it."""
 
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     caption: str
+    key: tuple[Key, ...] = ()
 
 
 def base64_array(values: np.ndarray) -> dict[str, str]:
