@@ -28,7 +28,7 @@ def curves_figure(curves: Curves) -> Figure:
             "type": "log" if curves.log_y else "linear",
             "zeroline": False,
         },
-        "margin": {"l": 64, "r": 12, "t": 8, "b": 48},
+        "margin": {"l": 64, "r": 12, "t": 28, "b": 48},
         "showlegend": False,  # the page's key wraps, plotly's would cover the curves
         "hoverlabel": {"namelength": -1},
         "dragmode": False,
@@ -111,7 +111,7 @@ def bars_figure(bars: Bars) -> Figure:
     layout = {
         "xaxis": {"type": "category"},
         "yaxis": {"title": {"text": plotly_text(bars.y_label)}, "rangemode": "tozero", "zeroline": False},
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
+        "margin": {"l": 56, "r": 12, "t": 28, "b": 48},
         "barmode": "group",
         "showlegend": False,
         "dragmode": False,
@@ -153,7 +153,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": plotly_text(histogram.x_label)}, "zeroline": False},
         "yaxis": {"title": {"text": "count"}, "rangemode": "tozero", "zeroline": False},
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
+        "margin": {"l": 56, "r": 12, "t": 28, "b": 48},
         "bargap": 0.04,
         "showlegend": False,
         "dragmode": False,

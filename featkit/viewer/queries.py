@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pycolmap
 from jaxtyping import Bool, Float, Int
 
 from featkit.core.errors import BadInputError
@@ -26,7 +25,7 @@ from featkit.io.matches import open_matches
 from featkit.localization.absolute_pose import partner_matches, squared_residuals
 from featkit.localization.stage import StoredResults, read_results
 from featkit.mapping.cameras import to_camera, to_rigid
-from featkit.mapping.model import point_ids, poses_digest
+from featkit.mapping.model import Model, point_ids, poses_digest
 from featkit.mapping.scene import numbered_models
 from featkit.report.scene3d import camera_centre
 from featkit.viewer.photographs import Answer, Photographs, PhotographView, binary_answer, json_answer
@@ -119,7 +118,7 @@ class ViewedQueries:
     def __init__(
         self,
         results: StoredResults,
-        model: pycolmap.Reconstruction,
+        model: Model,
         names: Sequence[str],
         indices: Int[np.ndarray, " n"],
         map_features: Path | None,
