@@ -8,6 +8,7 @@ const inFolder = "folder" in document.documentElement.dataset;  // opened from a
 const panel = document.getElementById("panel"), stage = document.getElementById("stage");
 const by = (id) => document.getElementById(id);
 const INLIER = "#24d6a0", OUTLIER = "#ff603c", FEW_LINES = 200;
+const TALLEST_VH = 55;  // height of a photograph in the panel, % of the window's
 const STACKED = 1.25;  // how much larger photographs are one above the other, to be laid out so
 
 /* ---- loading ------------------------------------------------------------------------------------------------ */
@@ -248,6 +249,7 @@ function photoWithDots(picture, size, keypoints, wanted) {
   const canvas = el("canvas");
   const holder = el("div", { className: "photo" }, picture ?? el("p", { className: "soft" }, "The photograph was not found."), canvas);
   holder.style.aspectRatio = `${size[0]} / ${size[1]}`;
+  holder.style.width = `min(100%, ${TALLEST_VH * size[0] / size[1]}vh)`;
   const paint = () => {
     const { pen, width } = fitted(canvas), scale = width / size[0];
     panel.dataset.keypoints = dots(pen, keypoints, wanted, (x, y) => [(x + 0.5) * scale, (y + 0.5) * scale], 1);
@@ -308,7 +310,7 @@ async function showPair(first, second, isCurrent) {
 function factsOfLines(lines, verified = true) {
   const inliers = lines.filter((line) => line.inlier).length;
   return facts(verified ? [["matches", number(lines.length)], ["inliers", number(inliers)],
-    ["share", lines.length ? `${number(100 * inliers / lines.length, 1)} %` : "–"]] : [["common points", number(inliers)]]);
+    ["inlier share", lines.length ? `${number(100 * inliers / lines.length, 1)} %` : "–"]] : [["common points", number(inliers)]]);
 }
 
 /* Two photographs with lines between their matches. called: what inliers are; "": there cannot be any. */
@@ -354,7 +356,7 @@ async function showPoint(index, isCurrent) {
   const centre = [0, 1, 2].map((axis) => xyz[3 * index + axis] + scene.middle[axis]);
   const colour = [0, 1, 2].map((axis) => rgb[3 * index + axis]);
   fill("point", index, el("div", { className: "buttons" }, backToAll()), el("h1", {}, `Point ${id}`),
-    facts([["seen in", `${track.length} photographs`], ["mean error", error === null ? "–" : `${number(error, 3)} px`],
+    facts([["seen in", `${new Set(track.map(([image]) => image)).size} photographs`], ["observations", number(track.length)], ["mean error", error === null ? "–" : `${number(error, 3)} px`],
       ["x, y, z", centre.map((value) => number(value, 3)).join(", ")], ["colour", colour.join(", ")]]),
     el("h2", {}, "Track"),
     el("div", { className: "track" }, ...track.map(([image, x, y], row) => sight(image, x, y, sizes[row]))));
@@ -363,7 +365,7 @@ async function showPoint(index, isCurrent) {
 function sight(image, x, y, [width, height]) {
   const small = thumb("image", image), frame = small.querySelector(".frame"), ring = el("span", { className: "ring" });
   frame.style.aspectRatio = `${width} / ${height}`;
-  frame.style.width = `min(100%, ${12 * width / height}rem)`;
+  frame.style.width = `${12 * width / height}rem`;
   [ring.style.left, ring.style.top] = [`${100 * (x + 0.5) / width}%`, `${100 * (y + 0.5) / height}%`];
   frame.append(ring);
   const crop = el("div", { className: "crop" }), middle = el("span", { className: "ring" });

@@ -153,6 +153,9 @@ def test_a_click_on_a_point_shows_its_track(browser: Any, page: str, made: MadeV
     until(browser, lambda: shows(browser, "point", str(index)))
     point, names = model.points3D[ids[index]], made.names()
     assert browser.find_element("css selector", "#panel h1").text == f"Point {ids[index]}"
+    facts = [one.text for one in browser.find_elements("css selector", "#panel dd")]
+    seen_in = {element.image_id for element in point.track.elements}
+    assert facts[:2] == [f"{len(seen_in)} photographs", str(point.track.length())]
     sights = browser.find_elements("css selector", "#panel .sight")
     assert len(sights) == point.track.length()
     expected = {
