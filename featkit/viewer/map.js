@@ -319,7 +319,7 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
   new ResizeObserver(resize).observe(host);
   return {
     choose, home, lookThrough, pick, cameraAt, frames, showPhotos,
-    fewPhotos: scene.images.length <= MOST_PHOTOS,
+    fewPhotos: cameras.length + queries.length <= MOST_PHOTOS,
     screenOf: (kind, index) => onScreen(kind === "point" ? new THREE.Vector3().fromArray(xyz, 3 * index) : cameraOf(kind, index).centre),
     setPointSize(px) { points.material.size = px * renderer.getPixelRatio(); draw(); },
     setCameraSize(factor) { size = factor; layFrusta(); },

@@ -6,6 +6,7 @@ within the threshold that the pose was estimated with. Only results for the very
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ from featkit.report.scene3d import camera_centre
 from featkit.viewer.photographs import Answer, Photographs, PhotographView, binary_answer, json_answer
 
 LEVELS = 2  # above a model that are searched for results, as in scene/featkit/sparse/0
+NAME = "localize"  # how folders of results are called without --out: localize, localize-1
 POSES = "poses.json"
 """Every folder with this file, made by featkit, is a folder of results."""
 
@@ -46,7 +48,8 @@ class FoundResults:
 def find_results(model: Path, given: Path | None) -> FoundResults:
     """The newest results of `featkit localize` for this very model, in `given` or in a folder near the model.
 
-    Raises BadInputError if `given` has none.
+    Damaged results and those for another map are named if they were given or have the name that `featkit localize`
+    chooses: other folders near a model may belong to other maps. Raises BadInputError if `given` has none.
     """
     if given is not None and not (given / POSES).is_file():
         raise BadInputError(f"{given}: no {POSES} here; give the folder that `featkit localize` wrote (its --out)")
@@ -54,14 +57,15 @@ def find_results(model: Path, given: Path | None) -> FoundResults:
     current: list[StoredResults] = []
     notes = []
     for folder in [given, *_inner(given)] if given is not None else _near(model):
+        is_named = given is not None or any(name.startswith(NAME) for name in (folder.name, folder.parent.name))
         try:
             results = read_results(folder)
         except BadInputError as error:
-            notes.append(f"Queries are not shown: {error}")
+            notes += [f"Queries are not shown: {error}"] if is_named else []
             continue
         if results.map_digest == digest:
             current.append(results)
-        elif results.map_digest not in siblings:
+        elif results.map_digest not in siblings and is_named:
             notes.append(
                 f"{folder}: {len(results.queries)} queries were localized in another map than this one and are not"
                 " shown; localize again."
@@ -86,7 +90,8 @@ def _inner(folder: Path) -> list[Path]:
 
 def _folders(base: Path) -> list[Path]:
     try:
-        return sorted(path for path in base.iterdir() if path.is_dir())
+        with os.scandir(base) as entries:  # which needs no system call for each of a million photographs
+            return sorted(base / entry.name for entry in entries if entry.is_dir())
     except OSError:
         return []
 

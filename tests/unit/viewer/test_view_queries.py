@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,27 @@ def test_results_for_another_map_are_named_not_drawn(copy: MadeView) -> None:
         assert scene.missing == [f"{copy.scene / 'localize'}: {ANOTHER}"]
         assert told(scene, "scene.json")["queries"] == []
         assert scene.answer("query/0.json") is None
+
+
+def test_folders_nearby_may_be_of_other_maps(copy: MadeView) -> None:
+    """A folder of another name is used if it is for this map; if not, or if it is damaged, it is nobody's business."""
+    results = copy.scene / "localize"
+    other = Path(shutil.move(results, copy.scene / "monday"))
+    assert told(ViewedScene(copy.model), "scene.json")["localize"] == str(other)
+    described = json.loads((other / "poses.json").read_text())
+    for content in (json.dumps({**described, "map": "another"}), "[1"):
+        (other / "poses.json").write_text(content)
+        scene = ViewedScene(copy.model)
+        assert (scene.queries, scene.missing) == (None, [])
+
+
+def test_the_newest_of_several(copy: MadeView) -> None:
+    other = Path(shutil.copytree(copy.scene / "localize", copy.scene / "tuesday"))
+    for path, seconds in ((other, 2_000_000_000), (copy.scene / "localize", 1_000_000_000)):
+        os.utime(path / "poses.json", (seconds, seconds))
+    scene = ViewedScene(copy.model)
+    assert told(scene, "scene.json")["localize"] == str(other)
+    assert scene.missing == [f"{copy.scene / 'localize'}: 3 more queries; show them with --localize."]
 
 
 def test_results_for_another_of_its_models(copy: MadeView) -> None:
