@@ -76,10 +76,10 @@ def run_once(way: Way, folder: Path, kill_after_s: float | None) -> tuple[bool, 
         os.kill(child, signal.SIGKILL)  # not waited for yet: the number is still its own
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with os.fdopen(reader, "rb") as pipe:
-        said = np.frombuffer(pipe.read(), "<u4").astype(int)
+        message = np.frombuffer(pipe.read(), "<u4").astype(int)
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"{way.method}: the writer failed")
-    total = int(said.max(initial=0)) if way.counts_all else int(said.sum())
+    total = int(message.max(initial=0)) if way.counts_all else int(message.sum())
     return code == 0, total
 
 

@@ -53,9 +53,9 @@ def started(found: SplitScene, log: Path, options: list[str]) -> tuple[subproces
     with log.open("w") as errors:
         process = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL)
     for _ in range(START_S * 10):
-        said = re.search(r"ready: (http://\S+)", log.read_text())
-        if said:
-            return process, said.group(1)
+        message = re.search(r"ready: (http://\S+)", log.read_text())
+        if message:
+            return process, message.group(1)
         if process.poll() is not None:
             raise RuntimeError(f"the server ended: {log.read_text()[-2000:]}")
         time.sleep(0.1)

@@ -17,6 +17,7 @@ from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
 from featkit.core.run_file import run_text
+from featkit.core.runtime import import_ahead
 from featkit.core.types import Pose
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
@@ -120,6 +121,8 @@ def run(
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
+    if not (output / "features.h5").exists():
+        import_ahead("torch")  # a second, which matching would wait for; worker processes extract
     with timed("extract", seconds):
         features = stages.extract(extractor, images, output / "features.h5", names, overwrite=overwrite, engine=engine)
     with timed("pairs", seconds):

@@ -123,16 +123,16 @@ def _terminal_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
 
 def _plain_lines(title: str, total: int, unit: str) -> Advance:
     started = time.monotonic()
-    state = {"done": 0, "said": started}
+    state = {"done": 0, "shown": started}
 
     def advance(count: int) -> None:
         if state["done"] == total:  # more items than announced: the last line was printed already
             return
         state["done"] = min(state["done"] + count, total)
         now = time.monotonic()
-        if state["done"] < total and now - state["said"] < PLAIN_INTERVAL_S:
+        if state["done"] < total and now - state["shown"] < PLAIN_INTERVAL_S:
             return
-        state["said"] = now
+        state["shown"] = now
         rate = state["done"] / max(now - started, 1e-9)
         left = (total - state["done"]) / max(rate, 1e-9)
         LOGGER.info("%s: %d/%d %s, %.1f/s, %.0f s left", title, state["done"], total, unit, rate, left)

@@ -39,6 +39,7 @@ from featkit.data.patch_frames import (
     within,
 )
 from featkit.data.phototour import (
+    DATASET,
     INFO,
     SIDE,
     MappedPatches,
@@ -56,7 +57,7 @@ from featkit.io.artifact import inside, making, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
-DATASET, LICENCE = "dataset.json", "licence.txt"
+LICENCE = "licence.txt"
 WRITTEN = re.compile(r"patches\d+\.bmp|info\.txt|scenes\.txt|m50_\d+_\d+_0\.txt|dataset\.json|licence\.txt")
 
 

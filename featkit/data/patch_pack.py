@@ -32,6 +32,7 @@ from featkit.data.phototour import (
     TestPairs,
     draw_pairs,
     find_pairs,
+    magnification_of,
     read_image_ids,
     read_pairs,
     read_phototour,
@@ -167,7 +168,8 @@ def _read_set(archive: zipfile.ZipFile, name: str) -> PatchSet:
         patches[start : start + count] = _read_tile(archive, f"{name}/tile{number:04d}", side, count)
     scenes = tuple(dict.fromkeys(of_image))
     of_scene = np.array([scenes.index(scene) for scene in of_image], dtype=np.int64)
-    return PatchSet(name, patches, labels[:, 0], of_scene[labels[:, 1]], scenes, labels[:, 1])
+    magnification = magnification_of(entry.get("magnification"), Path(f"{archive.filename}"))
+    return PatchSet(name, patches, labels[:, 0], of_scene[labels[:, 1]], scenes, labels[:, 1], magnification)
 
 
 def _read_tile(archive: zipfile.ZipFile, name: str, side: int, count: int) -> UInt8[np.ndarray, "b s s"]:
@@ -342,7 +344,9 @@ def _add_labels(
     scene_of_image = [""] * (int(source.images.max()) + 1)
     for image in np.unique(source.images):
         scene_of_image[image] = patch_set.scene_names[patch_set.scenes[np.argmax(source.images == image)]]
-    entry = {"side": config.side, "quality": config.quality, "scene_of_image": scene_of_image}
+    entry: dict[str, Any] = {"side": config.side, "quality": config.quality, "scene_of_image": scene_of_image}
+    if patch_set.magnification is not None:
+        entry["magnification"] = patch_set.magnification
     _add_member(archive, f"{name}/set.json", _json_bytes(entry), zipfile.ZIP_DEFLATED)
     _add_member(archive, f"{name}/{LICENCE}", source.licence.encode(), zipfile.ZIP_DEFLATED)
     labels = np.stack([classes, source.images[index]], axis=1)

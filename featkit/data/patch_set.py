@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int
 
+from featkit.core.errors import BadInputError
 from featkit.core.types import PatchArray
 
 
@@ -17,6 +18,7 @@ class PatchSet:
     """patches: (n, side, side) grey uint8. classes: equal for patches of one 3D point. scenes: index in `scene_names`.
 
     Every class belongs to one scene. images: equal for patches of one photograph, -1 if unknown; None: unknown for all.
+    magnification: side of the patches divided by their keypoints' scale; None: unknown.
     """
 
     name: str
@@ -25,6 +27,7 @@ class PatchSet:
     scenes: Int[np.ndarray, " n"]
     scene_names: tuple[str, ...]
     images: Int[np.ndarray, " n"] | None = None
+    magnification: float | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -80,7 +83,17 @@ class _ConcatenatedPatches:
 
 
 def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
-    """Several sets as one. Classes, scenes and images stay distinct; patches are reduced to the smallest size."""
+    """Several sets as one. Classes, scenes and images stay distinct; patches are reduced to the smallest size.
+
+    Raises BadInputError for sets of different magnification.
+    """
+    magnifications = {s.magnification: s.name for s in sets if s.magnification is not None}
+    if len(magnifications) > 1:
+        found = ", ".join(f"{name}: {value:g}" for value, name in magnifications.items())
+        raise BadInputError(
+            f"patches of different size for one keypoint cannot be mixed (magnification: {found}); make them again with"
+            " one `data patches --set magnification=...`"
+        )
     classes, scenes, images = [], [], []
     names: list[str] = []
     next_class = next_image = 0
@@ -100,4 +113,5 @@ def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
         np.concatenate(scenes),
         tuple(names),
         np.concatenate(images),
+        next(iter(magnifications), None),
     )

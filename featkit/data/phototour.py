@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int, UInt8
 from featkit.core.errors import BadInputError
 from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.io.artifact import write_bytes, write_text
-from featkit.io.atomic import read_lines
+from featkit.io.atomic import read_json, read_lines
 
 BITMAP, ROW, SIDE = 1024, 16, 64  # px of a bitmap, patches in a row, px of a patch
 PER_BITMAP = ROW * ROW
@@ -31,6 +31,7 @@ PALETTE = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) * np.arr
 OFFSET = HEADER.size + PALETTE.size
 MAPPED = 128  # bitmaps of a set mapped at a time; a process can usually have 1,024 open files
 INFO, SCENES = "info.txt", "scenes.txt"
+DATASET = "dataset.json"  # of `featkit data patches`: settings, scenes, counts
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,27 @@ def read_phototour(folder: Path) -> PatchSet:
         raise BadInputError(f"{folder / INFO}: no point has two patches; unusable for training or testing")
     scenes, names = _read_scenes(folder, images)
     image_ids = images if (folder / SCENES).is_file() else None  # the ids in UBC's own data carry no information
-    return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names, image_ids)
+    patches, magnification = MappedPatches(paths, len(info)), _recorded_magnification(folder / DATASET)
+    return PatchSet(folder.resolve().name, patches, classes, scenes, names, image_ids, magnification)
+
+
+def _recorded_magnification(path: Path) -> float | None:
+    """The magnification with which `data patches` cut the patches; None for those of others."""
+    if not path.is_file():
+        return None
+    record = read_json(path, "the record of a patch set", "make the patches again, or delete it")
+    settings = record.get("settings") if isinstance(record, dict) else None
+    value = settings.get("magnification") if isinstance(settings, dict) else None
+    return magnification_of(value, path)
+
+
+def magnification_of(value: Any, path: Path) -> float | None:
+    """A recorded magnification; None if there is none. Raises BadInputError for anything but a positive number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise BadInputError(f"{path}: magnification {value!r} is no positive number; make the patches again")
+    return float(value)
 
 
 def read_image_ids(folder: Path) -> Int[np.ndarray, " n"]:

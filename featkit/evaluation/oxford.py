@@ -34,7 +34,7 @@ from featkit.evaluation.sequences import SequenceBenchmark, SequencePair, Sequen
 from featkit.features.base import Extractor, is_packed, unpack_signs
 from featkit.geometry.pixels import apply_homography
 from featkit.io.features import FeatureStore, open_features
-from featkit.matching.nearest import rolled, rotation_of_pair, top_two
+from featkit.matching.nearest import nearest_two, rolled, rotation_of_pair, rows_of
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Matching the descriptors of two images, and the precision-recall curve of the matches ranked by distance.
@@ -95,7 +95,7 @@ def rank_matches(
         return Ranking(nothing, nothing, np.zeros(0))
     rows0, rows1 = _as_tensor(descriptors0), _as_tensor(descriptors1)
     if rule == "nearest":
-        index0, index1 = np.arange(len(rows0)), top_two(rows0, rows1)[0].index.numpy()
+        index0, index1 = np.arange(len(rows0)), nearest_two(rows_of(rows0), rows_of(rows1)).index.numpy()
     else:
         index0, index1 = _match_greedily(rows0, rows1)
     return Ranking(index0, index1, pair_distances(descriptors0[index0], descriptors1[index1]))
@@ -123,8 +123,11 @@ def _match_greedily(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarra
     free0, free1 = torch.arange(len(rows0)), torch.arange(len(rows1))
     chosen: list[tuple[torch.Tensor, torch.Tensor]] = []
     while len(free0) and len(free1):
-        forward, backward = top_two(rows0[free0], rows1[free1])
+        left0, left1 = rows_of(rows0[free0]), rows_of(rows1[free1])
+        forward, backward = nearest_two(left0, left1), nearest_two(left1, left0)
         mutual = backward.index[forward.index] == torch.arange(len(free0))
+        if not mutual.any():  # equal descriptors, whose products are rounded differently: take the closest
+            mutual[forward.best.argmax()] = True
         chosen.append((free0[mutual], free1[forward.index[mutual]]))
         used = torch.zeros(len(free1), dtype=torch.bool)
         used[forward.index[mutual]] = True

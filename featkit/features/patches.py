@@ -41,8 +41,8 @@ class PatchesConfig(Config):
     """COLMAP's SIFT options for detection. `upright` skips orientation estimation; `normalization` has no effect."""
     max_keypoints: Count | None = None
     """Maximum keypoints per image, which is also the detector's budget. None: the detector's own budget."""
-    magnification: Factor = 12.0
-    """Side of a patch divided by the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""
+    magnification: Factor | None = None
+    """Side of a patch divided by the keypoint's scale. None: that of the patches the network was trained on."""
     cut_px: int = Field(64, ge=0, le=1024)
     """Side of the cropped patches, px, before resizing to the network's input; 0: crop at the network's input size."""
     unscaled_side_px: Later[Pixels] = 64.0
@@ -107,7 +107,7 @@ class Patches:
         pixels = torch.as_tensor(np.require(detected.pixels, requirements=["C", "W"])).to(network.device)
         centres, scales, oris = (torch.from_numpy(v) for v in (found.keypoints, found.scales, found.oris))
         cut_px = self.config.cut_px or network.input_px
-        patches = KeypointPatches(PatchPyramid(pixels), centres, self.config.magnification * scales, oris, cut_px)
+        patches = KeypointPatches(PatchPyramid(pixels), centres, self._magnification(network) * scales, oris, cut_px)
         descriptors = describe_patches(network, patches, batch_size=self.config.batch_size)
         if not network.is_binary:
             descriptors = descriptors.astype(np.float16)
@@ -119,11 +119,14 @@ class Patches:
         Without scales the side of a patch is `unscaled_side_px`; without orientations patches are upright.
         """
         ones = np.ones(len(points), np.float32)
-        side = self.config.unscaled_side_px / self.config.magnification
+        side = self.config.unscaled_side_px / self._magnification(self._load_network())
         scales = ones * np.float32(side) if points.scales is None else points.scales
         oris = np.zeros_like(ones) if points.oris is None else points.oris
         framed = replace(points, scales=scales, oris=oris)
         return replace(points, descriptors=self.describe(DetectedKeypoints(pixels, framed)).descriptors)
+
+    def _magnification(self, network: FrozenNetwork) -> float:
+        return self.config.magnification or network.config.magnification
 
     def _load_network(self) -> FrozenNetwork:
         with self._loading:

@@ -8,12 +8,15 @@ the rotation at which the two images agree best. Sources: Lowe 2004, section 7.1
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from featkit.core.config import Config
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches
 from featkit.matching.config import MutualConfig
+
+if TYPE_CHECKING:
+    from featkit.matching.nearest import Prepared
 
 
 class MutualMatcher:
@@ -27,6 +30,7 @@ class MutualMatcher:
     def __init__(self, config: MutualConfig, device: str = "auto"):
         """Raises UsageError for a device that is not available."""
         self.config, self.device = config, device
+        self._prepared: Prepared = {}  # descriptors of the last batch: the next one often has the same images
         if device not in {"auto", "cpu"}:
             torch_device(device)
 
@@ -34,4 +38,6 @@ class MutualMatcher:
         """Matches of each pair; see `Matcher.match`."""
         from featkit.matching import nearest  # imports torch, which takes a second: only if there is work
 
-        return nearest.match_pairs(batch, self.config, torch_device(self.device))
+        device = torch_device(self.device)
+        matches, self._prepared = nearest.match_pairs(batch, self.config, device, self._prepared)
+        return matches

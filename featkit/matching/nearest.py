@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -19,59 +20,79 @@ from featkit.core.types import Features, Matches
 from featkit.features.base import BYTE, is_packed, unpack_signs
 from featkit.matching.config import MutualConfig
 
-MAX_THREADS = 8  # pairs at a time on the CPU: each needs a tile of 4 MB per 1,000 keypoints
+MAX_THREADS = 8  # pairs at a time on the CPU: each needs a tile of 1 MB per 1,000 keypoints
 
 
-def match_pairs(batch: list[tuple[Features, Features]], config: MutualConfig, device: torch.device) -> list[Matches]:
-    """Matches of each pair. Raises BadInputError for descriptors that cannot be compared."""
-    on_device: dict[int, Tensor] = {}
-    loaded = [(*_load_aligned(a, b, on_device, device), _num_bits(a, b), config) for a, b in batch]
-    if device.type != "cpu":
-        return [_match_pair(*pair) for pair in loaded]
-    with _one_pair_per_core() as pool:
-        return list(pool.map(lambda pair: _match_pair(*pair), loaded))
+Prepared = dict[int, tuple[Features, "Rows"]]
+"""Features by their `id`, with their descriptors on the device."""
 
 
-def _load_descriptors(features: Features, on_device: dict[int, Tensor], device: torch.device) -> Tensor:
-    """Descriptors as float32 on the device; an image in several pairs of a batch is transferred once."""
-    if id(features) not in on_device:
-        rows = features.descriptors
-        rows = unpack_signs(rows) if is_packed(rows) else np.require(rows, requirements=["C", "W"])
-        on_device[id(features)] = torch.as_tensor(rows).to(device, torch.float32)
-    return on_device[id(features)]
+def match_pairs(
+    batch: list[tuple[Features, Features]], config: MutualConfig, device: torch.device, before: Prepared | None = None
+) -> tuple[list[Matches], Prepared]:
+    """Matches of each pair, and the descriptors that were prepared for it.
+
+    before: those of an earlier batch, which are not prepared again. Raises BadInputError for descriptors that cannot be
+    compared.
+    """
+    before = before or {}
+    images = list({id(features): features for pair in batch for features in pair}.values())
+
+    def prepare(features: Features) -> tuple[Features, Rows]:
+        return before.get(id(features)) or (features, _load_descriptors(features, device))
+
+    def match(pair: tuple[Features, Features]) -> Matches:
+        a, b = pair
+        return _match_pair(*_aligned(a, b, prepared[id(a)][1], prepared[id(b)][1]), _num_bits(a, b), config)
+
+    with _one_pair_per_core() if device.type == "cpu" else nullcontext() as pool:
+        run = map if pool is None else pool.map
+        prepared = {id(loaded[0]): loaded for loaded in run(prepare, images)}
+        return list(run(match, batch)), prepared
 
 
-def _load_aligned(
-    a: Features, b: Features, on_device: dict[int, Tensor], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Descriptors of a pair on the device; those of rotated images are aligned."""
-    rows0, rows1 = _load_descriptors(a, on_device, device), _load_descriptors(b, on_device, device)
-    return rows0, rolled(rows1, a.turns, rotation_of_pair(a, b, rows0, rows1))
+def _load_descriptors(features: Features, device: torch.device) -> Rows:
+    rows = features.descriptors
+    rows = unpack_signs(rows) if is_packed(rows) else np.require(rows, requirements=["C", "W"])
+    return rows_of(torch.as_tensor(rows).to(device, torch.float32))
 
 
-def _match_pair(a: Tensor, b: Tensor, bits: int, config: MutualConfig) -> Matches:
-    """bits: length of binary descriptors, whose rows contain -1 and +1; 0 for unit rows."""
-    if a.shape[1] != b.shape[1]:
-        raise BadInputError(f"descriptors of {a.shape[1]} and {b.shape[1]} numbers cannot be matched")
-    if len(a) == 0 or len(b) == 0:
-        return Matches(np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32))
-    usable0, usable1 = _finite_rows(a), _finite_rows(b)
-    if len(usable0) < len(a) or len(usable1) < len(b):
+def _aligned(a: Features, b: Features, rows0: Rows, rows1: Rows) -> tuple[Rows, Rows]:
+    """Descriptors of a pair; those of rotated images are aligned."""
+    places = rotation_of_pair(a, b, rows0.values, rows1.values)
+    return rows0, rows1 if places == 0 else rows_of(rolled(rows1.values, a.turns, places))
+
+
+def _match_pair(a: Rows, b: Rows, bits: int, config: MutualConfig) -> Matches:
+    """bits: length of binary descriptors, whose rows contain -1 and +1; 0 for unit rows.
+
+    The second direction is searched for those rows of `b` alone that a row of `a` chose and that passed its tests.
+    """
+    n, (width0, width1) = len(a), (a.values.shape[1], b.values.shape[1])
+    if width0 != width1:
+        raise BadInputError(f"descriptors of {width0} and {width1} numbers cannot be matched")
+    if n == 0 or len(b) == 0:
+        return Matches(np.full(n, -1, np.int32), np.zeros(n, np.float32))
+    usable0, usable1 = _finite_rows(a.values), _finite_rows(b.values)
+    if len(usable0) < n or len(usable1) < len(b):
         return _match_finite_rows(a, b, usable0, usable1, bits, config)
-    forward, backward = top_two(a, b)
-    is_match = backward.index[forward.index] == torch.arange(len(a), device=a.device)
-    is_match &= _passes_thresholds(forward, bits, config)
-    is_match &= _passes_thresholds(backward, bits, config)[forward.index]
-    matches0 = torch.where(is_match, forward.index, -1).to(torch.int32)
-    scores0 = torch.where(is_match, forward.best / (bits or 1), 0.0)
+    forward = nearest_two(a, b)
+    passing = torch.nonzero(_passes_thresholds(forward, bits, config))[:, 0]
+    chosen, place = forward.index[passing].unique(return_inverse=True)
+    is_match = torch.zeros_like(passing, dtype=torch.bool)
+    if len(chosen):
+        backward = nearest_two(b.take(chosen), a)
+        is_match = (backward.index[place] == passing) & _passes_thresholds(backward, bits, config)[place]
+    matched = passing[is_match]
+    matches0 = torch.full_like(forward.index, -1, dtype=torch.int32)
+    matches0[matched] = forward.index[matched].to(torch.int32)
+    scores0 = torch.where(matches0 >= 0, forward.best / (bits or 1), 0.0)
     return Matches(matches0.cpu().numpy(), scores0.cpu().numpy())
 
 
-def _match_finite_rows(
-    a: Tensor, b: Tensor, usable0: Tensor, usable1: Tensor, bits: int, config: MutualConfig
-) -> Matches:
+def _match_finite_rows(a: Rows, b: Rows, usable0: Tensor, usable1: Tensor, bits: int, config: MutualConfig) -> Matches:
     """Matches of the finite rows; the others match nothing and are no row's neighbour."""
-    finite_matches = _match_pair(a[usable0], b[usable1], bits, config)
+    finite_matches = _match_pair(a.take(usable0), b.take(usable1), bits, config)
     is_match = finite_matches.matches0 >= 0
     matches0, scores0 = np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32)
     index0 = usable0.cpu().numpy()[is_match]
@@ -131,17 +152,14 @@ def _finite_rows(rows: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The two most similar rows of the other side, for every row of both sides, exactly and in one pass.
+# The two most similar rows of the other side, exactly.
 #
-# The product of the descriptors is computed in tiles of fixed height. In each tile a fast maximum over groups of
-# entries finds the group of the best entry; only that group is searched for its position and for the second best. The
-# entries of a column are far apart in memory, so columns have small groups inside large ones, and in later tiles only
-# the columns whose best two change are searched. The result equals `topk(2)` on the full product; ties, which are
-# common between binary descriptors, go to the lowest index.
+# The product of the descriptors is computed in tiles of fixed height. In each row a fast maximum over groups of entries
+# finds the group of the best entry; only that group is searched for its position and for the second best. The result
+# equals `topk(2)` on the full product; ties, which are common between binary descriptors, go to the lowest index.
 
 
 MEMBERS = 32  # entries per group of a row; tiles have a multiple of this many columns
-FEW, GROUPS = 8, 4  # in a column: entries per small group, small groups per large one; tiles are multiples of both
 
 
 @dataclass(frozen=True)
@@ -153,24 +171,19 @@ class TopTwo:
     second: Shaped[Tensor, " n"]
 
 
-def top_two(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[TopTwo, TopTwo]:
-    """The best two rows of `b` for every row of `a`, and vice versa, by dot product. n, m > 0."""
-    n, m = len(a), len(b)
-    columns = -(-m // MEMBERS) * MEMBERS
-    product = product_of(a, b, columns)
-    tile = torch.empty(product.tile_rows, columns, dtype=product.dtype, device=a.device)
-    rows: list[TopTwo] = []
-    none = tile.new_full((m,), product.nothing)
-    backward = TopTwo(torch.zeros(m, dtype=torch.long, device=a.device), none, none.clone())
-    for start in range(0, n, product.tile_rows):
-        part = tile[: min(product.tile_rows, n - start)]
-        tile[len(part) :] = product.nothing
+def nearest_two(a: Rows, b: Rows) -> TopTwo:
+    """The best two rows of `b` for every row of `a`, by dot product. Neither is empty."""
+    product = product_of(a, b)
+    columns = -(-len(b) // MEMBERS) * MEMBERS
+    tile = torch.empty(min(product.tile_rows, len(a)), columns, dtype=product.dtype, device=a.values.device)
+    found: list[TopTwo] = []
+    for start in range(0, len(a), product.tile_rows):
+        part = tile[: len(a) - start]
         product.compute(start, part)
-        rows.append(_best_in_rows(part, product.nothing))
-        _update_columns(backward, tile, m, start, product.nothing)
-    index, best, second = (torch.cat([getattr(row, name) for row in rows]) for name in ("index", "best", "second"))
-    forward = TopTwo(index, product.similarities(best), product.similarities(second))
-    return forward, TopTwo(backward.index, product.similarities(backward.best), product.similarities(backward.second))
+        part[:, len(b) :] = product.nothing
+        found.append(_best_in_rows(part, product.nothing))
+    index, best, second = (torch.cat([getattr(rows, name) for rows in found]) for name in ("index", "best", "second"))
+    return TopTwo(index, product.similarities(best), product.similarities(second))
 
 
 def _best_in_rows(tile: Shaped[Tensor, "r c"], nothing: float) -> TopTwo:
@@ -181,7 +194,7 @@ def _best_in_rows(tile: Shaped[Tensor, "r c"], nothing: float) -> TopTwo:
     best, group = peaks.max(1)
     members = groups.gather(2, group[:, None, None].expand(-1, MEMBERS, 1))[:, :, 0]
     place = members.max(1).indices
-    second = torch.maximum(_largest_except(peaks, group, 1, nothing), _largest_except(members, place, 1, nothing))
+    second = torch.maximum(_largest_except(peaks, group, nothing), _largest_except(members, place, nothing))
     index = place * stride + group
     tied = torch.nonzero(second == best)[:, 0]
     if len(tied):  # the lowest group need not contain the lowest index; argmax returns the first of equals
@@ -189,35 +202,9 @@ def _best_in_rows(tile: Shaped[Tensor, "r c"], nothing: float) -> TopTwo:
     return TopTwo(index, best, second)
 
 
-def _update_columns(old: TopTwo, tile: Shaped[Tensor, "r c"], m: int, start: int, nothing: float) -> None:
-    """Update the best two of the first m columns, in place, with a tile whose first row is `start`."""
-    entries = tile.view(-1, FEW, tile.shape[1])
-    small = entries.amax(1).view(-1, GROUPS, tile.shape[1])
-    large = small[:, :, :m].amax(1)
-    best, group = large.max(0)
-    columns = torch.nonzero(best > old.second)[:, 0]
-    best, group, large = best[columns], group[columns], large[:, columns]
-    inside = small[group, :, columns]
-    part = inside.max(1).indices
-    members = entries[group * GROUPS + part, :, columns]
-    place = members.max(1).indices
-    second_in_group = torch.maximum(
-        _largest_except(inside, part, 1, nothing), _largest_except(members, place, 1, nothing)
-    )
-    second = torch.maximum(_largest_except(large, group, 0, nothing), second_in_group)
-    index = (group * GROUPS + part) * FEW + place + start
-    best_before, second_before = old.best[columns], old.second[columns]
-    better = best > best_before  # ties keep the earlier one
-    old.index[columns] = torch.where(better, index, old.index[columns])
-    old.best[columns] = torch.where(better, best, best_before)
-    old.second[columns] = torch.where(better, torch.maximum(second, best_before), torch.maximum(best, second_before))
-
-
-def _largest_except(
-    values: Shaped[Tensor, "*s"], index: Int[Tensor, " n"], dim: int, nothing: float
-) -> Shaped[Tensor, " n"]:
-    """The largest along a dimension except the entry at `index`, which is overwritten; `nothing` if there is none."""
-    return values.scatter_(dim, index.unsqueeze(dim), nothing).amax(dim)
+def _largest_except(values: Shaped[Tensor, "n s"], index: Int[Tensor, " n"], nothing: float) -> Shaped[Tensor, " n"]:
+    """The largest of each row except the entry at `index`, which is overwritten; `nothing` if there is none."""
+    return values.scatter_(1, index[:, None], nothing).amax(1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -231,6 +218,41 @@ SCALES = (1.0, 512.0)  # factors that make descriptors integers: bits and bytes;
 SHIFT, LARGEST = 128, 127  # int8 is -128 to 127: values up to 255 fit after subtracting 128
 GROUP = 4  # descriptor lengths are padded to a multiple of this; with length 1 torch 2.13 writes no result
 NOTHING = -(1 << 30)  # below any sum
+FEW = 16  # rows that are looked at before all of them are
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Descriptors as integers: the values are (rows + shift) / scale."""
+
+    rows: Int8[Tensor, "n d"]
+    shift: int
+    scale: float
+
+    def unshifted(self) -> Shaped[Tensor, "n d"]:
+        """rows + shift, which need the unsigned type if they were shifted."""
+        return self.rows.view(torch.uint8) ^ SHIFT if self.shift else self.rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Descriptors on their device, and as 8-bit integers where these are exact and faster. Made by `rows_of`."""
+
+    values: Float[Tensor, "n d"]
+    codes: Codes | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, index: Int[Tensor, " k"]) -> Rows:
+        """Some of the rows."""
+        codes = self.codes and replace(self.codes, rows=self.codes.rows[index])
+        return Rows(self.values[index], codes)
+
+
+def rows_of(values: Float[Tensor, "n d"]) -> Rows:
+    """Descriptors prepared for `nearest_two`."""
+    return Rows(values, codes_of(values) if values.device.type == "cpu" and _has_fast_bytes() else None)
 
 
 class Product(Protocol):
@@ -242,107 +264,93 @@ class Product(Protocol):
     """Filler for missing entries: smaller than any entry."""
 
     def compute(self, start: int, tile: Tensor) -> None:
-        """Write rows start, start + 1, ... of the product into a tile; columns beyond m are filled with `nothing`."""
+        """Write rows start, start + 1, ... of the product into the first m columns of a tile.
 
-    def similarities(self, found: Tensor) -> Float[Tensor, " k"]:
-        """Convert entries of the product to similarities; -inf for `nothing`."""
+        The entries of a row may lack a constant of that row.
+        """
+
+    def similarities(self, found: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Convert an entry of each row to a similarity; -inf for `nothing`."""
 
 
-def product_of(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], columns: int) -> Product:
-    """The fastest product of two sets of descriptors on their device, with tiles of `columns` >= m columns."""
-    if a.device.type == "cpu" and _has_fast_bytes():
-        codes0, codes1 = codes_of(a), codes_of(b)
-        if codes0 is not None and codes1 is not None:
-            return CodeProduct(codes0, codes1, columns)
-    return RealProduct(a, b)
+def product_of(a: Rows, b: Rows) -> Product:
+    """The fastest product of two sets of descriptors on their device."""
+    if a.codes is not None and b.codes is not None:
+        return CodeProduct(a.codes, b.codes)
+    return RealProduct(a.values, b.values)
 
 
 class RealProduct:
     """The product in the descriptors' own precision."""
 
-    tile_rows = 1024  # 1024 x 12k floats are 50 MB
     nothing: float = -torch.inf
 
     def __init__(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]):
         self.dtype = a.dtype
+        self.tile_rows = 256 if a.device.type == "cpu" else 4096  # 12 MB and 200 MB at 12k columns
         self._a, self._b = a, b.T.contiguous()
 
     def compute(self, start: int, tile: Tensor) -> None:
         """See `Product`."""
-        m = self._b.shape[1]
-        torch.mm(self._a[start : start + len(tile)], self._b, out=tile[:, :m])
-        tile[:, m:] = self.nothing
+        torch.mm(self._a[start : start + len(tile)], self._b, out=tile[:, : self._b.shape[1]])
 
-    def similarities(self, found: Tensor) -> Float[Tensor, " k"]:
+    def similarities(self, found: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The entries are the similarities."""
         return found
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Descriptors as integers: the values are (rows + shift) / scale."""
-
-    rows: Int8[Tensor, "n d"]
-    shift: int
-    scale: float
-
-    def sums(self) -> Int[Tensor, " n"]:
-        """Sum of each row."""
-        return self.rows.sum(1, dtype=torch.int32)
 
 
 def codes_of(rows: Float[Tensor, "n d"]) -> Codes | None:
     """Descriptors as 8-bit integers; None if they cannot be represented exactly."""
     for scale in SCALES if rows.numel() else ():
-        scaled = rows * scale
-        smallest, largest = (float(value) for value in scaled.aminmax())
-        shift = SHIFT if largest > LARGEST else 0
-        if smallest < shift - SHIFT or largest - shift > LARGEST:
-            continue
-        codes = (scaled - shift).to(torch.int8)
-        if torch.equal(codes + scaled.new_tensor(shift), scaled):
-            return Codes(codes, shift, scale)
+        if _codes_at(rows[:FEW], scale) is not None and (codes := _codes_at(rows, scale)) is not None:
+            return codes
     return None
 
 
-class CodeProduct:
-    """The exact product of integers. With a = a' + s and b = b' + t: ab = a'b' + s sum(b') + d s t + t sum(a')."""
+def _codes_at(rows: Float[Tensor, "n d"], scale: float) -> Codes | None:
+    scaled = rows * scale
+    smallest, largest = (float(value) for value in scaled.aminmax())
+    shift = SHIFT if largest > LARGEST else 0
+    if smallest < shift - SHIFT or largest - shift > LARGEST:
+        return None
+    codes = (scaled - shift).to(torch.int8)
+    return Codes(codes, shift, scale) if torch.equal(codes + scaled.new_tensor(shift), scaled) else None
 
-    tile_rows = 128  # 4 MB at 8k columns: the tile is still in the cache when it is read
+
+class CodeProduct:
+    """The exact product of integers. With b = b' + t: ab = ab' + t sum(a), whose last term is constant in a row."""
+
+    tile_rows = 256  # 8 MB at 8k columns
     dtype = torch.int32
     nothing: float = NOTHING
 
-    def __init__(self, a: Codes, b: Codes, columns: int):
-        fill, beyond = -a.rows.shape[1] % GROUP, columns - len(b.rows)
-        self._a = pad(a.rows, (0, fill))
+    def __init__(self, a: Codes, b: Codes):
+        fill, beyond = -a.rows.shape[1] % GROUP, -len(b.rows) % MEMBERS
+        unshifted = a.unshifted()
+        self._a = pad(unshifted, (0, fill))
         self._b = pad(b.rows, (0, fill, 0, beyond)).T  # with zero columns, so that the product fills a tile
-        self._m, self._scale = len(b.rows), a.scale * b.scale
-        self._of_row = b.shift * a.sums()[:, None] if b.shift else None
-        of_column = a.shift * b.sums() + a.rows.shape[1] * a.shift * b.shift
-        self._of_column = pad(of_column, (0, beyond), value=self.nothing) if a.shift else None
+        self._scale = a.scale * b.scale
+        self._of_row = b.shift * unshifted.sum(1, dtype=torch.int32)
 
     def compute(self, start: int, tile: Tensor) -> None:
         """See `Product`."""
-        stop = start + len(tile)
-        torch._int_mm(self._a[start:stop], self._b, out=tile)
-        if self._of_row is not None:
-            tile += self._of_row[start:stop]
-        if self._of_column is not None:
-            tile += self._of_column
-        else:
-            tile[:, self._m :] = self.nothing
+        torch._int_mm(self._a[start : start + len(tile)], self._b, out=tile)
 
-    def similarities(self, found: Tensor) -> Float[Tensor, " k"]:
+    def similarities(self, found: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         """See `Product`."""
-        return torch.where(found > self.nothing // 2, found.float() / self._scale, -torch.inf)
+        return torch.where(found > self.nothing, (found + self._of_row).float() / self._scale, -torch.inf)
 
 
+@cache
 def _has_fast_bytes() -> bool:
     """Whether the processor has 8-bit dot products; without them integers are slower than real numbers."""
     try:
-        return bool(torch.cpu._is_vnni_supported()) and torch.backends.mkldnn.is_available()
-    except AttributeError:  # an older torch
+        if not torch.cpu._is_vnni_supported() or not torch.backends.mkldnn.is_available():
+            return False
+        torch._int_mm(torch.ones(1, GROUP, dtype=torch.uint8), torch.ones(GROUP, 1, dtype=torch.int8))
+    except (AttributeError, RuntimeError):  # an older torch
         return False
+    return True
 
 
 # ----------------------------------------------------------------------------------------------------------------------

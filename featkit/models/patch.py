@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from featkit.core.config import Config, Epsilon, Factor, Number, Share
+from featkit.core.config import Config, Epsilon, Factor, Later, Number, Share
 
 # ----------------------------------------------------------------------------------------------------------------------
 # L2-Net (Tian et al. 2017) as HardNet trains it: seven convolutions without bias, BatchNorm without affine, ReLU.
@@ -105,6 +105,9 @@ class PatchNetworkConfig(Config):
     """Initial threshold of the TLUs, hynet only (HyNet's code; the FRN paper has 0)."""
     norm_eps: Epsilon = 1e-10
     """Added to the squared norm of the raw vector (HardNet's and HyNet's code)."""
+    magnification: Later[Factor] = 12.0
+    """Side of the patches it is trained on, divided by the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe
+    2004; VLFeat). Taken from the training data where it is recorded; extraction cuts patches as large."""
 
 
 class PatchDescription(NamedTuple):

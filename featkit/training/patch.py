@@ -69,6 +69,7 @@ class PatchTask:
     def __init__(self, config: PatchTraining, device: str = "auto"):
         self.config = config
         self._device = torch_device(device)
+        self._network_config = config.network
         self.network = PatchNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self._device)
         self.starts_trained = bool(config.start)
         self._started_from = self._load_initial_weights(config.start) if config.start else None
@@ -107,6 +108,8 @@ class PatchTask:
     def prepare(self, data: PatchSet, world: World) -> None:
         """Set up the training patches. Raises BadInputError and UsageError if there are too few."""
         self.world = world
+        if data.magnification is not None:
+            self._network_config = self._network_config.model_copy(update={"magnification": data.magnification})
         if not isinstance(self.config.sampler, Groups):
             world.check_batch(self.config.batch_size, "pairs")
         classes = usable_classes(data.classes)
@@ -160,7 +163,8 @@ class PatchTask:
         """Name, number of patches, scenes (also those that `start` was trained on), and the initial weights."""
         scenes = dict.fromkeys((*data.scene_names, *(self._started_from.scenes if self._started_from else ())))
         start = {"start": self.config.start} if self.config.start else {}
-        return {"name": data.name, "patches": len(data), "scenes": list(scenes), **start}
+        size = {} if data.magnification is None else {"magnification": data.magnification}
+        return {"name": data.name, "patches": len(data), "scenes": list(scenes), **size, **start}
 
     @property
     def batch_items(self) -> int:
@@ -226,7 +230,7 @@ class PatchTask:
 
     def save_weights(self, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
         """Write the network with the given state."""
-        network = PatchNetwork(self.config.network)
+        network = PatchNetwork(self._network_config)
         network.load_state_dict(state)
         save_patch_network(path, network.eval(), metadata)
 

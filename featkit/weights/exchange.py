@@ -95,6 +95,7 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork,
         if "origin" in state:
             data = state["origin"]["data"]
             fields |= {"recipe": state["origin"]["recipe"], "data": data["name"], "scenes": data.get("scenes", [])}
+            values |= {"magnification": data["magnification"]} if "magnification" in data else {}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise BadInputError(f"{path}: not a checkpoint of `featkit train patch` or `scfeat`") from None
     if not tensors:

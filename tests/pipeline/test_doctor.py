@@ -23,12 +23,12 @@ def examined(featkit_command: Callable[..., Any]) -> Any:
 
 def test_main_job_succeeds(examined: Any) -> None:
     assert examined.code == 0, examined.out + examined.err
-    said = examined.json()
-    assert said["works"] is True
-    assert said["main_job"]["registered"] == 4
-    assert said["main_job"]["points"] > 50
-    assert said["main_job"]["centre_max_m"] < 0.05
-    findings = {(item["group"], item["name"]): item for item in said["findings"]}
+    message = examined.json()
+    assert message["works"] is True
+    assert message["main_job"]["registered"] == 4
+    assert message["main_job"]["points"] > 50
+    assert message["main_job"]["centre_max_m"] < 0.05
+    findings = {(item["group"], item["name"]): item for item in message["findings"]}
     for name in look.NEEDED:
         assert findings["versions", name]["state"] in ("ok", "note"), findings["versions", name]
     import torch
@@ -36,7 +36,7 @@ def test_main_job_succeeds(examined: Any) -> None:
     assert findings["versions", "torch"]["found"].startswith(torch.__version__.partition("+")[0])
     assert {("machine", "cores"), ("machine", "GPU"), ("room", "disk here"), ("room", "stores")} <= findings.keys()
     assert {("extras", name) for name in look.EXTRAS} <= findings.keys()
-    assert all(item["advice"] for item in said["findings"] if item["state"] in ("missing", "wrong"))
+    assert all(item["advice"] for item in message["findings"] if item["state"] in ("missing", "wrong"))
 
 
 def test_no_files_are_left_behind(featkit_command: Callable[..., Any], tmp_path: Path) -> None:

@@ -79,16 +79,16 @@ def test_a_map_of_few_photographs_is_reported(photograph: Any, featkit_command: 
     out = tmp_path / "out"
     done = featkit_command("reconstruct", images, "-o", out, "--workers", 1)
     assert done.code == 0, done.err
-    said = "2 of 7 photographs are not in the map: elsewhere0.png, elsewhere1.png"
+    message = "2 of 7 photographs are not in the map: elsewhere0.png, elsewhere1.png"
     metrics = json.loads((out / "metrics.json").read_text())
-    assert said in done.err
-    assert said in metrics["warnings"][0]
-    assert said in (out / "report.html").read_text()
+    assert message in done.err
+    assert message in metrics["warnings"][0]
+    assert message in (out / "report.html").read_text()
     assert metrics["unregistered"] == ["elsewhere0.png", "elsewhere1.png"]
     before = {name: (out / name).read_bytes() for name in ("metrics.json", "report.html")}
     again = featkit_command("reconstruct", images, "-o", out, "--workers", 1)
     assert again.code == 0
-    assert said in again.err
+    assert message in again.err
     assert {name: (out / name).read_bytes() for name in before} == before, "the record of the run that did the work"
     asked = featkit_command("reconstruct", images, "-o", out, "--workers", 1, "--min-registered", 0.9)
     assert asked.code == 4

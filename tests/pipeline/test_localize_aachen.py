@@ -223,8 +223,8 @@ def test_given_global_descriptors_and_broken_photographs(made: Miniature, tmp_pa
     assert row["failed"] == {"query/night/nexus5x/IMG_2016_0.jpg": "the image cannot be read"}
     assert row["map"]["registered"] == 5
     assert only(out, "1.1-night/*/Aachen_v1_1_eval_*.txt").read_text().split()[0] == "IMG_2016_1.jpg"
-    said = in_process.results("localize", "aachen", *ask, "--skip-broken")
-    assert said["rows"][0]["conditions"] == row["conditions"]
+    message = in_process.results("localize", "aachen", *ask, "--skip-broken")
+    assert message["rows"][0]["conditions"] == row["conditions"]
     refused(run(*ask, "--query-pairs", root / "image_pairs_to_match_v1_1.txt", "-q"), 2, "--query-pairs")
 
 

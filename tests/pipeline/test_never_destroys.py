@@ -239,10 +239,10 @@ def refuses(command: Command, world: World, out: Path, place: Path, *more: str) 
     before = tree(out.parent)
     ran = run(*command.words(world, out), *QUIET, *(more if command.overwrite else ()))
     assert ran.exit_code in (2, 3, 5), (ran.exit_code, ran.output)
-    said = [line for line in ran.stderr.strip().splitlines() if line.startswith("featkit: ")]
-    assert len(said) == 1, ran.stderr
-    assert place.name in said[0], said
-    assert any(words in said[0] for words in ("--out", "remove it", "name a file")), said
+    message = [line for line in ran.stderr.strip().splitlines() if line.startswith("featkit: ")]
+    assert len(message) == 1, ran.stderr
+    assert place.name in message[0], message
+    assert any(words in message[0] for words in ("--out", "remove it", "name a file")), message
     after = tree(out.parent)
     assert {name: after.get(name) for name in before} == before
 

@@ -37,18 +37,18 @@ def serving(folder: Path, log: Path, *more: str) -> Iterator[str]:
             [str(word) for word in command], stderr=errors, stdout=subprocess.PIPE, text=True, cwd=log.parent
         )
     try:
-        said = None
+        message = None
         for _ in range(600):
-            said = re.search(r"ready: (http://127\.0\.0\.1:\d+) \(6 images", log.read_text())
-            if said or process.poll() is not None:
+            message = re.search(r"ready: (http://127\.0\.0\.1:\d+) \(6 images", log.read_text())
+            if message or process.poll() is not None:
                 break
             try:
                 process.wait(0.1)
             except subprocess.TimeoutExpired:
                 continue
-        assert said, log.read_text()
+        assert message, log.read_text()
         assert "no password" not in log.read_text()
-        yield said.group(1)
+        yield message.group(1)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0, log.read_text()
         assert "Traceback" not in log.read_text()

@@ -185,11 +185,11 @@ def test_a_lost_process_ends_the_other_and_the_run_resumes(done: Path, tmp_path:
         with two_by_hand(command(done, tmp_path, "--set", "timeout_s=5")) as processes:
             wait_until(lambda step=step: steps_saved(tmp_path) >= step, *processes)
             processes[1].send_signal(number)
-            _, said = processes[0].communicate(timeout=END_S)
-            assert processes[0].returncode == 1, said
-            assert len(said.strip().splitlines()) == 1, said
-            assert "another of the 2 processes ended, or was silent for 5 s" in said
-            assert "run the same command again to go on" in said
+            _, message = processes[0].communicate(timeout=END_S)
+            assert processes[0].returncode == 1, message
+            assert len(message.strip().splitlines()) == 1, message
+            assert "another of the 2 processes ended, or was silent for 5 s" in message
+            assert "run the same command again to go on" in message
     assert 7 <= steps_saved(tmp_path) < work.STEPS
     work.train("hynet", read_phototour(done / "patches"), tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(done / "one" / "hynet"), abs=DRIFT)
@@ -204,8 +204,8 @@ def test_an_error_in_all_processes_is_reported_once(done: Path, tmp_path: Path) 
     with two_by_hand(command(done, tmp_path / "run", "--batch-size", "7")) as processes:
         ended = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    (said,) = [line for stderr in ended for line in stderr.splitlines()]
-    assert "batch_size: 7 pairs cannot be split equally among 2 processes; take 8" in said
+    (message,) = [line for stderr in ended for line in stderr.splitlines()]
+    assert "batch_size: 7 pairs cannot be split equally among 2 processes; take 8" in message
 
 
 def test_sigterm_to_torchrun_leaves_a_complete_checkpoint(done: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_sigterm_to_torchrun_leaves_a_complete_checkpoint(done: Path, tmp_path: 
         wait_until(lambda: steps_saved(tmp_path) >= 3, process)
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=END_S)
-    (said,) = featkit_lines(stderr)
+    (message,) = featkit_lines(stderr)
     at = steps_saved(tmp_path)
-    assert f"stopped at step {at} of {work.STEPS}, all is saved" in said
+    assert f"stopped at step {at} of {work.STEPS}, all is saved" in message
     assert losses(tmp_path)[:at] == pytest.approx(losses(done / "one" / "hynet")[:at], abs=SAME_LOSS)

@@ -34,9 +34,9 @@ def test_a_page_until_a_signal(made: MadeView, tmp_path: Path, number: int, code
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         assert process.stderr is not None
-        said = process.stderr.readline()
-        found = re.search(r"(http://127\.0\.0\.1:(\d+)) \(2 images, 20 points\); Ctrl-C stops", said)
-        assert found, said + process.stderr.read()
+        message = process.stderr.readline()
+        found = re.search(r"(http://127\.0\.0\.1:(\d+)) \(2 images, 20 points\); Ctrl-C stops", message)
+        assert found, message + process.stderr.read()
         with urllib.request.urlopen(f"{found[1]}/scene.json", timeout=60) as answer:
             assert json.loads(answer.read())["points"] == 20
         process.send_signal(number)
@@ -78,7 +78,7 @@ def test_errors_are_one_line(made: MadeView, featkit_here: Command, tmp_path: Pa
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        for words, code, said in (
+        for words, code, message in (
             ((tmp_path,), 3, "no COLMAP model here"),
             ((tmp_path / "none",), 3, "no such folder"),
             ((made.scene, "--model", "7"), 3, "no model 7 here"),
@@ -90,5 +90,5 @@ def test_errors_are_one_line(made: MadeView, featkit_here: Command, tmp_path: Pa
         ):
             ran = featkit_here("view", *words, "-q")
             assert (ran.code, ran.out) == (code, ""), ran.err
-            assert said in ran.err
+            assert message in ran.err
             assert len(ran.err.splitlines()) == 1

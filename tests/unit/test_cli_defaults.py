@@ -224,8 +224,8 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
     ran = run(
         "extract", images, "-o", tmp_path / "command.h5", "--max-keypoints", 50, "--set", "first_octave=0", "--json"
     )
-    said = json.loads(ran.stdout)
-    assert (done.images, done.keypoints) == (said["images"], said["keypoints"])
+    message = json.loads(ran.stdout)
+    assert (done.images, done.keypoints) == (message["images"], message["keypoints"])
     assert done.keypoints == 50
     assert run("info", done.out).exit_code == 0
 

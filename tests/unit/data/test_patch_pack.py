@@ -340,3 +340,10 @@ def test_files_that_are_no_whole_packs(pack: Path, damage: str) -> None:
     assert "\n" not in str(caught.value)
     if damage == "another set":
         assert "has no set 'three'; it has one, two" in str(caught.value)
+
+
+def test_the_magnification_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders[0], tmp_path / "set"))
+    (folder / "dataset.json").write_text('{"settings": {"magnification": 18.0}}')
+    write_pack(LOSSLESS, [folder], tmp_path / "p.zip")
+    assert read_patch_data(tmp_path / "p.zip").magnification == 18.0

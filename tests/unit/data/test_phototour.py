@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from featkit.core.errors import BadInputError, NotWritableError
-from featkit.data.patch_set import PatchSet
+from featkit.data.patch_set import PatchSet, union
 from featkit.data.phototour import (
     MAPPED,
     PER_BITMAP,
@@ -265,3 +266,26 @@ def test_the_official_pairs_come_first_then_the_largest(tmp_path: Path) -> None:
     assert find_pairs(tmp_path).name == "m50_500000_500000_0.txt"
     (tmp_path / "m50_100000_100000_0.txt").touch()
     assert find_pairs(tmp_path).name == "m50_100000_100000_0.txt"
+
+
+def test_the_recorded_magnification(folder: Path) -> None:
+    assert read_phototour(folder).magnification is None
+    (folder / "dataset.json").write_text('{"settings": {"magnification": 18}}')
+    assert read_phototour(folder).magnification == 18.0
+    (folder / "dataset.json").write_text('{"patches": 3}')
+    assert read_phototour(folder).magnification is None
+
+
+@pytest.mark.parametrize("text", ['{"settings": {"magnification": -3}}', '{"settings": {"magnification": "big"}}', "{"])
+def test_a_wrong_record(folder: Path, text: str) -> None:
+    (folder / "dataset.json").write_text(text)
+    with pytest.raises(BadInputError, match=r"dataset\.json: .*make the patches again"):
+        read_phototour(folder)
+
+
+def test_patches_of_one_size_are_joined() -> None:
+    large, small, unknown = (replace(random_set(), name=str(m), magnification=m) for m in (18.0, 12.0, None))
+    assert union([large, unknown]).magnification == 18.0
+    assert union([unknown, unknown]).magnification is None
+    with pytest.raises(BadInputError, match=r"magnification: 18\.0: 18, 12\.0: 12"):
+        union([large, unknown, small])

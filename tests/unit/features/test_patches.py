@@ -197,3 +197,17 @@ def test_several_processes_give_what_one_gives(
         assert one.names() == many.names() == [f"{index}.png" for index in range(4)]
         for image_name in one.names():
             assert_same(one.read(image_name), many.read(image_name))
+
+
+def test_patches_are_as_large_as_in_the_training(weight: Callable[..., Path], tmp_path: Path) -> None:
+    usual, large = weight(), tmp_path / "large.safetensors"
+    network, _ = load_patch_network(usual)
+    network.config = network.config.model_copy(update={"magnification": 18.0})
+    save_patch_network(large, network, {})
+
+    def features(path: Path, magnification: float | None = None) -> Features:
+        return Patches(PatchesConfig(weights=str(path), magnification=magnification), "cpu").extract(image())
+
+    assert_same(features(large), features(usual, 18.0))
+    assert_same(features(large, 12.0), features(usual))
+    assert not np.array_equal(features(large).descriptors, features(usual).descriptors)

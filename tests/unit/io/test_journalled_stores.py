@@ -89,14 +89,14 @@ def refused_at(path: Path, nth: int) -> bool:
                 done.append(name)
             store._file.attrs["more"] = 1  # which is not flushed before the end
 
-    said = ""
+    message = ""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "_write_all", full)
         try:
             write_on()
         except NotWritableError as error:
-            said = str(error)
-    assert ("no space left" in said) == (count >= nth)
+            message = str(error)
+    assert ("no space left" in message) == (count >= nth)
     assert_holds(path, done)
     assert list(path.parent.iterdir()) == [path]
     return count >= nth
@@ -274,15 +274,15 @@ def test_two_begin_at_once(tmp_path: Path) -> None:
         )
         for _ in range(3)
     ]  # fmt: skip
-    said = []
+    message = []
     for beginner in beginners:
         assert beginner.stdin is not None
         beginner.stdin.write("go\n")
         beginner.stdin.flush()
     for beginner in beginners:
         assert beginner.stdout is not None
-        said.append(beginner.stdout.readline().strip())
-    assert sorted(said) == ["begun", "in use", "in use"]
+        message.append(beginner.stdout.readline().strip())
+    assert sorted(message) == ["begun", "in use", "in use"]
     for beginner in beginners:
         beginner.communicate("write\n", timeout=60)
     assert_holds(path, NAMES[:1])

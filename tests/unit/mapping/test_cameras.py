@@ -147,7 +147,7 @@ def test_auto_groups_by_size_lens_and_folder(tmp_path: Path) -> None:
         "a/7.jpg": {},
         "b/1.jpg": {"focal_35mm": 28, "lens": "zoom"},
     }
-    names = [photo(tmp_path, name, **said) for name, said in photos.items()]  # type: ignore[arg-type]
+    names = [photo(tmp_path, name, **printed) for name, printed in photos.items()]  # type: ignore[arg-type]
     cameras, ids = cameras_of_images(tmp_path, names, CameraConfig(mode="auto"))
     assert [ids[name] for name in names] == [1, 1, 2, 3, 4, 5, 5, 6]
     assert [round(cameras[number].params[0] / 600, 2) for number in (1, 2)] == [0.78, 1.94]

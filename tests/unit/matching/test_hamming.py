@@ -8,7 +8,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Features, Matches
 from featkit.features.base import is_packed, pack_bits, unpack_signs
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.matching.nearest import top_two
+from featkit.matching.nearest import nearest_two, rows_of
 
 
 def features(rows: np.ndarray) -> Features:
@@ -129,7 +129,7 @@ def test_packing() -> None:
 def test_of_equal_bests_the_first_is_found(n: int, m: int) -> None:
     draw = torch.Generator().manual_seed(n)
     a, b = (torch.randint(-1, 2, (count, 3), generator=draw).float() for count in (n, m))
-    across, down = top_two(a, b)
+    across, down = nearest_two(rows_of(a), rows_of(b)), nearest_two(rows_of(b), rows_of(a))
     product = (a @ b.T).numpy()
     assert np.array_equal(across.index.numpy(), product.argmax(1))
     assert np.array_equal(down.index.numpy(), product.argmax(0))

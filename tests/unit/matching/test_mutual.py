@@ -164,3 +164,13 @@ def test_other_dimensions_are_refused() -> None:
 def test_wrong_ratio() -> None:
     with pytest.raises(ValidationError):
         MutualConfig(ratio="x")  # type: ignore[arg-type]
+
+
+def test_a_later_batch_changes_nothing() -> None:
+    """Descriptors of a batch are kept for the next one: of the same images, and never of others."""
+    matcher = MutualMatcher(MutualConfig(), "cpu")
+    a, b = views(60, 70, 1)
+    for pair in ((a, b), (b, a), (a, a), views(60, 70, 2), (a, b), views(50, 60, 3, d=8)):
+        [kept], [fresh] = matcher.match([pair]), MutualMatcher(MutualConfig(), "cpu").match([pair])
+        assert np.array_equal(kept.matches0, fresh.matches0)
+        assert np.array_equal(kept.scores0, fresh.scores0)

@@ -424,3 +424,16 @@ def test_weights_of_another_network_are_refused() -> None:
         PatchTask(recipe("hynet", start="hardnet"), "cpu")
     with pytest.raises(UsageError, match="hynett"):
         PatchTask(recipe("hynet", start="hynett"), "cpu")
+
+
+@pytest.mark.parametrize(("recorded", "expected"), [(18.0, 18.0), (None, 12.0)])
+def test_weights_record_the_size_of_their_patches(
+    textures: PatchSet, tmp_path: Path, recorded: float | None, expected: float
+) -> None:
+    train_patch(recipe(), replace(textures, magnification=recorded), tmp_path / "run", device="cpu")
+    for place in ("best.safetensors", "last.safetensors"):
+        assert load_patch_network(tmp_path / "run" / place)[0].config.magnification == expected
+    for source in (tmp_path / "run", tmp_path / "run" / "checkpoint.pt"):
+        row = export_weight(source, "sized", tmp_path / "sized.safetensors")
+        assert row.config.get("magnification", 12.0) == expected
+        assert load_patch_network(tmp_path / "sized.safetensors")[0].config.magnification == expected
