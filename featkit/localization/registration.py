@@ -127,7 +127,7 @@ def run(
                 facts, _ = query_facts(name, query.camera, query.keypoints, partners[name])
                 results[name] = _query_result(config, localize, points, registered[name], facts)
     ordered = [results[name] for name in names]
-    write_results(ordered, config, model, output)
+    write_results(ordered, config, model, output, images)
     refuse_none(ordered, images, output, map_features)
     return ordered
 

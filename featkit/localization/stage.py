@@ -6,6 +6,7 @@ A query that fails is absent from poses.txt; poses.json gives the reason. No pos
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,16 +18,16 @@ from jaxtyping import Float
 
 from featkit import __version__
 from featkit.core.config import Config, Count
-from featkit.core.errors import BadInputError, EmptyResultError
+from featkit.core.errors import BadInputError, EmptyResultError, blaming
 from featkit.core.log import progress
 from featkit.core.types import Pose
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import camera_centre
 from featkit.images.exif import some_names
 from featkit.io.artifact import write_described
-from featkit.io.atomic import read_lines, read_stamp
+from featkit.io.atomic import read_json, read_lines, read_stamp
 from featkit.io.features import FeatureStore, open_features
-from featkit.io.lists import Intrinsics, format_poses, read_pairs
+from featkit.io.lists import Intrinsics, format_poses, parse_intrinsics, read_pairs
 from featkit.io.matches import MatchStore, open_matches
 from featkit.localization.absolute_pose import MapPoints, MatchSource, PoseConfig, PoseEstimate, estimate_pose
 from featkit.localization.queries import QueryCamera, query_camera
@@ -107,7 +108,7 @@ def run(
                 )
                 results.append(result)
                 advance(1)
-    write_results(results, config, model, output)
+    write_results(results, config, model, output, images)
     if not may_fail:
         refuse_none(results, images, output, map_features)
         warn_if_few("localize", sum(result.pose is not None for result in results), len(results), extractor)
@@ -205,11 +206,11 @@ def _estimate_from_matches(
     return QueryResult(reason="", estimate=estimate, uncertain=uncertain, **facts)
 
 
-def write_results(results: Sequence[QueryResult], config: Config, model: Path, output: Path) -> None:
+def write_results(results: Sequence[QueryResult], config: Config, model: Path, output: Path, images: Path) -> None:
     """Write poses.txt (localized queries only) and poses.json (all queries). Raises BadInputError, NotWritableError.
 
     model: the map in whose frame the poses are. poses.json identifies it, so that outdated poses can be recognised
-    after the map was rebuilt.
+    after the map was rebuilt. images: folder of the queries, recorded relative to `output`.
     """
     localized = {result.name: result.pose for result in results if result.pose is not None}
     described = {
@@ -217,6 +218,7 @@ def write_results(results: Sequence[QueryResult], config: Config, model: Path, o
         "fingerprint": config.fingerprint(),
         "config": config.result_fields(),
         "map": poses_digest(model),
+        "images": os.path.relpath(images.resolve(), output.resolve()),
         "queries": len(results),
         "localized": len(localized),
         "results": [describe(result) for result in results],
@@ -231,10 +233,82 @@ def write_results(results: Sequence[QueryResult], config: Config, model: Path, o
         )
 
 
+@dataclass(frozen=True)
+class StoredQuery:
+    """One query of poses.json. pose: None if it was not localized; then `reason` says why.
+
+    uncertain: why the pose is unreliable, or empty. camera: None if the image could not be read. numbers: the other
+    fields of `describe`.
+    """
+
+    name: str
+    pose: Pose | None
+    reason: str
+    uncertain: str
+    camera: Intrinsics | None
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredResults:
+    """A folder with poses.json. map_digest: of the model that the poses are for (`poses_digest`).
+
+    images: the folder of the queries; None if it was not recorded. max_error_px: largest residual of an inlier; None
+    for poses that were not estimated by PnP.
+    """
+
+    folder: Path
+    map_digest: str
+    images: Path | None
+    max_error_px: float | None
+    queries: tuple[StoredQuery, ...]
+
+
+def read_results(folder: Path) -> StoredResults:
+    """What `write_results` wrote to a folder. Raises BadInputError."""
+    path = folder / "poses.json"
+    what, remedy = "the poses of `featkit localize`", "localize again"
+    content = read_json(path, what, remedy)
+    with blaming(path, what, remedy):
+        images, limit = content.get("images"), content["config"].get("pose", {}).get("max_error_px")
+        return StoredResults(
+            folder,
+            str(content["map"]),
+            None if images is None else folder / str(images),
+            None if limit is None else float(limit),
+            tuple(_stored_query(row) for row in content["results"]),
+        )
+
+
+def _stored_query(row: dict[str, Any]) -> StoredQuery:
+    """Raises ValueError and its like for what `describe` does not write."""
+    name, reason, pose, camera = str(row["name"]), str(row["reason"] or ""), None, None
+    if row["localized"]:
+        pose = Pose(np.array(row["qvec"], np.float64), np.array(row["tvec"], np.float64))
+        if pose.qvec.shape != (4,) or pose.tvec.shape != (3,) or not np.isfinite([*pose.qvec, *pose.tvec]).all():
+            raise ValueError(f"{name!r} has an invalid pose")
+    try:
+        if "camera" in row:
+            camera = parse_intrinsics(" ".join(map(str, row["camera"])), "its camera")
+    except BadInputError as error:  # an estimated focal length may be far off
+        pose, reason = None, reason or str(error)
+    if pose is not None and camera is None:
+        raise ValueError(f"{name!r} has no camera")
+    numbers = {key: row.get(key) for key in NUMBERS if isinstance(row.get(key), str) or np.isfinite(row.get(key) or 0)}
+    return StoredQuery(name, pose, reason, str(row["uncertain"] or ""), camera, numbers)
+
+
 def is_of_another_map(poses: Path, model: Path) -> bool:
     """Whether poses.txt was computed in a map other than the current `model`; False if unknown or missing."""
     described = read_stamp(poses.with_suffix(".json")) or {}
     return poses.is_file() and "map" in described and described["map"] != poses_digest(model)
+
+
+NUMBERS = (
+    *("keypoints", "retrieved", "matches_3d", "inliers", "intrinsics_source", "residual_px", "median_px"),
+    *("centre_std", "rotation_std_deg"),
+)
+"""Fields of `describe` besides a query's name, state, pose and camera."""
 
 
 def describe(result: QueryResult) -> dict[str, Any]:

@@ -245,10 +245,11 @@ class ReadOnlyDatabase:
         count, width, data = rows.execute(query, (number,)).fetchone() or (0, 2, b"")
         if not count:
             return np.zeros((0, 2), kind)
-        array = np.frombuffer(data or b"", np.dtype(kind).newbyteorder("<"))
-        if width < 2 or array.size != count * width:
+        element = np.dtype(kind).newbyteorder("<")
+        is_whole = isinstance(data, bytes) and isinstance(count, int) and isinstance(width, int) and width >= 2
+        if not is_whole or len(data) != count * width * element.itemsize:
             raise BadInputError(f"{self.path}: a row of {table} is cut off; make or copy the database again")
-        return array.reshape(count, width)
+        return np.frombuffer(data, element).reshape(count, width)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

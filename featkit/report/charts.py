@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from featkit.core.content import Bars, Curve, Curves, Histogram
-from featkit.report.scene3d import GROUP_COLOURS, NEUTRAL, OTHER_COLOURS, Figure, base64_array
+from featkit.report.scene3d import GROUP_COLOURS, NEUTRAL, OTHER_COLOURS, Figure, Key, base64_array
 from featkit.report.tables import format_cell, format_integer, plotly_text
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -16,7 +16,7 @@ from featkit.report.tables import format_cell, format_integer, plotly_text
 
 
 MOST_POINTS = 1500  # maximum points of one curve; longer curves are averaged in groups of neighbours
-COLOURS = (*GROUP_COLOURS.values(), *OTHER_COLOURS)
+COLOURS = (*(GROUP_COLOURS[group] for group in ("map", "query", "truth")), *OTHER_COLOURS)
 
 
 def curves_figure(curves: Curves) -> Figure:
@@ -28,29 +28,31 @@ def curves_figure(curves: Curves) -> Figure:
             "type": "log" if curves.log_y else "linear",
             "zeroline": False,
         },
-        "margin": {"l": 64, "r": 12, "t": 8, "b": 48},
-        "legend": {"orientation": "h", "y": 1.12},
-        "showlegend": len(curves.curves) > 1,
+        "margin": {"l": 64, "r": 12, "t": 28, "b": 48},
+        "showlegend": False,  # the page's key wraps, plotly's would cover the curves
         "hoverlabel": {"namelength": -1},
         "dragmode": False,
     }
     data: list[dict[str, Any]] = []
     heights: list[np.ndarray] = []
     faint = [curve for curve in curves.curves if curve.faint]
-    for curve in faint:  # first, since plotly draws later curves on top; they share one legend entry
+    for curve in faint:  # first, since plotly draws later curves on top
         x, y = _drawn_points(curve, curves.log_y)
-        entry = curve.name if len(faint) == 1 else f"{len(faint)} others, thin and grey"
-        line = _line(curve, x, y, {"color": NEUTRAL, "width": 1})
-        data.append(line | {"name": plotly_text(entry), "legendgroup": "faint", "showlegend": curve is faint[0]})
+        data.append(_line(curve, x, y, {"color": NEUTRAL, "width": 1}))
         heights.append(y)
+    key = [Key(NEUTRAL, ", ".join(curve.name for curve in faint))] if faint else []
     for number, curve in enumerate(curve for curve in curves.curves if not curve.faint):
         x, y = _drawn_points(curve, curves.log_y)
-        data.append(_line(curve, x, y, {"color": COLOURS[number % len(COLOURS)], "width": 2}))
+        colour, repeated = COLOURS[number % len(COLOURS)], number >= len(COLOURS)
+        data.append(_line(curve, x, y, {"color": colour, "width": 2, "dash": "dash" if repeated else "solid"}))
         heights.append(y)
+        key.insert(number, Key(colour, _last_value(curve), repeated))
     level = _constant_value(heights)
     if level is not None:
         layout["yaxis"] |= _axis_around(level, curves.log_y)
-    return Figure(data, layout, _curves_caption(curves))
+    if len(curves.curves) > 1:
+        return Figure(data, layout, "" if any(map(len, heights)) else "No values.", tuple(key))
+    return Figure(data, layout, f"{key[0].text}." if any(map(len, heights)) else "No values.")
 
 
 def _line(curve: Curve, x: Float[np.ndarray, " k"], y: Float[np.ndarray, " k"], pen: dict[str, Any]) -> dict[str, Any]:
@@ -94,15 +96,9 @@ def _drawn_points(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"]
     return np.array([x[g].mean() for g in groups]), np.array([y[g].mean() for g in groups])
 
 
-def _curves_caption(curves: Curves) -> str:
-    ends = []
-    for curve in curves.curves:
-        finite = np.asarray(curve.y, np.float64)[np.isfinite(curve.y)]
-        if len(finite) and not curve.faint:
-            ends.append(f"{curve.name}: {format_integer(len(finite))} values, last {format_cell(float(finite[-1]))}")
-    text = "; ".join(ends) + "." if ends else "No values."
-    faint = [curve.name for curve in curves.curves if curve.faint]
-    return f"{text} Thin grey lines: {', '.join(faint)}." if faint else text
+def _last_value(curve: Curve) -> str:
+    finite = np.asarray(curve.y, np.float64)[np.isfinite(curve.y)]
+    return f"{curve.name}: last {format_cell(float(finite[-1]))}" if len(finite) else f"{curve.name}: no values"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -115,33 +111,32 @@ def bars_figure(bars: Bars) -> Figure:
     layout = {
         "xaxis": {"type": "category"},
         "yaxis": {"title": {"text": plotly_text(bars.y_label)}, "rangemode": "tozero", "zeroline": False},
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
+        "margin": {"l": 56, "r": 12, "t": 28, "b": 48},
         "barmode": "group",
-        "legend": {"orientation": "h", "y": 1.12},
-        "showlegend": len(bars.series) > 1,
+        "showlegend": False,
         "dragmode": False,
     }
-    data = []
+    data, key = [], []
     for number, (name, values) in enumerate(bars.series.items()):
         heights = np.array(values, dtype=np.float64)
         if len(heights) != len(groups):
             raise ValueError(f"{bars.title}: {name} has {len(heights)} values for {len(groups)} groups")
-        colour = {"color": COLOURS[number % len(COLOURS)]}
+        colour, repeated = COLOURS[number % len(COLOURS)], number >= len(COLOURS)
+        mean = f": mean {format_cell(float(np.nanmean(heights)))}" if np.isfinite(heights).any() else ": no values"
+        key.append(Key(colour, name + mean, repeated))
         data.append(
             {
                 "type": "bar",
                 "name": plotly_text(name),
-                "marker": colour,
+                "marker": {"color": colour, "opacity": 0.5 if repeated else 1},
                 "x": groups,
                 "y": base64_array(np.nan_to_num(heights)),
             }
         )
-    means = [
-        f"{name} {format_cell(float(np.nanmean(values)))}"
-        for name, values in bars.series.items()
-        if np.isfinite(values).any()
-    ]
-    return Figure(data, layout, f"Means: {', '.join(means)}." if means else "No values.")
+    if len(key) > 1:
+        return Figure(data, layout, "", tuple(key))
+    has_values = any(np.isfinite(values).any() for values in bars.series.values())
+    return Figure(data, layout, f"{key[0].text}." if has_values else "No values.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -158,7 +153,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": plotly_text(histogram.x_label)}, "zeroline": False},
         "yaxis": {"title": {"text": "count"}, "rangemode": "tozero", "zeroline": False},
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
+        "margin": {"l": 56, "r": 12, "t": 28, "b": 48},
         "bargap": 0.04,
         "showlegend": False,
         "dragmode": False,

@@ -79,7 +79,7 @@ def localization_report(
         Section("Result", items=[*tables, seconds_table(metrics)]),
         Section("Configuration", items=[configuration(config)]),
     ]
-    headlines = [Headline("Localized", f"{metrics['localized']} / {metrics['queries']}", hint="queries")]
+    headlines = _query_headlines(metrics, results)
     if "recall" in metrics:
         headlines += [
             Headline(f"Within {threshold}", f"{100 * share:.1f}", "%") for threshold, share in metrics["recall"].items()
@@ -93,6 +93,19 @@ def localization_report(
     return write_report(report, output)
 
 
+def _query_headlines(metrics: dict[str, Any], results: Sequence[QueryResult]) -> list[Headline]:
+    estimates = [result.estimate for result in results if result.pose is not None and result.estimate is not None]
+    uncertain = sum(bool(result.uncertain) for result in results)
+    headlines = [Headline("Localized", f"{metrics['localized']} / {metrics['queries']}", hint="queries")]
+    if estimates:
+        headlines += [
+            Headline("Uncertain", uncertain, hint="poses; see the table"),
+            Headline("Inliers", round(float(np.median([one.inlier.sum() for one in estimates]))), hint="median"),
+            Headline("Residual", f"{np.median([one.median_px for one in estimates]):.2f}", "px", hint="median"),
+        ]
+    return headlines
+
+
 def _localization_scene(
     model: Model, results: list[QueryResult], truth: dict[str, Pose] | None, truth_from_map: np.ndarray | None
 ) -> Scene3D:
@@ -104,7 +117,8 @@ def _localization_scene(
             continue
         camera = to_camera(result.intrinsics)
         if result.pose is not None:
-            cameras.append(posed_camera(result.name, transform_pose(result.pose, similarity), camera, "query"))
+            group = "uncertain query" if result.uncertain else "query"
+            cameras.append(posed_camera(result.name, transform_pose(result.pose, similarity), camera, group))
         if truth and result.name in truth:
             cameras.append(posed_camera(result.name, truth[result.name], camera, "truth"))
     return Scene3D(scene.points, scene.colours, cameras)
@@ -248,7 +262,9 @@ def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
             row += [error.get("m"), error.get("deg")]
         rows.append([*row, reason] if any(reasons) else row)
     failed = {number for number, result in enumerate(results) if result.pose is None}
-    return Table("Queries", columns, rows, note="± is one standard deviation, from the covariance.", highlight=failed)
+    return Table(
+        "All queries", columns, rows, note="± is one standard deviation, from the covariance.", highlight=failed
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from featkit.geometry.pixels import apply_affine, resize_affine
 from featkit.images.thumbnails import jpeg
 from featkit.io.artifact import write_text
 from featkit.report.charts import bars_figure, curves_figure, histogram_figure
-from featkit.report.scene3d import Figure, scene_figure
+from featkit.report.scene3d import Figure, Key, scene_figure
 from featkit.report.tables import (
     LEVELS,
     Detail,
@@ -99,6 +99,7 @@ class ShownFigure:
     spec: dict[str, Any]
     caption: str
     shape: str
+    key: tuple[Key, ...] = ()
     kind = "figure"
 
 
@@ -177,7 +178,7 @@ class Views:
 
     def _figure(self, title: str, figure: Figure, shape: str) -> ShownFigure:
         self.figures += 1
-        return ShownFigure(title, {"data": figure.data, "layout": figure.layout}, figure.caption, shape)
+        return ShownFigure(title, {"data": figure.data, "layout": figure.layout}, figure.caption, shape, figure.key)
 
     def _matches(self, picture: MatchPicture) -> ShownPicture:
         self.pictures += 1

@@ -14,18 +14,28 @@ from featkit.core.content import Camera3D, Scene3D
 from featkit.report.tables import Detail, format_float, format_integer, plotly_text, spread
 
 # Readable on light and dark backgrounds, and distinguishable for most colour-blind readers.
-GROUP_COLOURS = {"map": "#2f7ed8", "query": "#e8701a", "truth": "#2a9d6f"}
+GROUP_COLOURS = {"map": "#2f7ed8", "query": "#e8701a", "truth": "#2a9d6f", "uncertain query": "#d9a514"}
 OTHER_COLOURS = ("#9b59d0", "#c23b75", "#8a8f2a", "#3aa6b9")
 NEUTRAL = "#8a94a3"  # points of a model without colours
 
 
 @dataclass(frozen=True)
+class Key:
+    """What a colour of a chart stands for. colour: css. repeated: of a colour used before, now dashed or pale."""
+
+    colour: str
+    text: str
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
 class Figure:
-    """A plotly figure as plain json values, and its caption."""
+    """A plotly figure as plain json values, its caption, and its key, which the page shows above it."""
 
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     caption: str
+    key: tuple[Key, ...] = ()
 
 
 def base64_array(values: np.ndarray) -> dict[str, str]:

@@ -8,7 +8,10 @@ const MOVING_MS = 33;  // what a frame may take while the view moves
 const FEWEST = 5000;  // points that are drawn in any case
 const RESTING_MS = 200;  // after this long without a movement everything is drawn
 const CAMERA_PX = 9, POINT_PX = 7;  // how far from a click things are still hit
-const COLOURS = { camera: 0x2f7ed8, other: 0x9bb8dc, chosen: 0xe8701a, paired: 0x2a9d6f };
+const COLOURS = {
+  camera: 0x2f7ed8, localized: 0xe8701a, uncertain: 0xd9a514, chosen: 0xe0247a, paired: 0x2a9d6f,
+};
+const PALE = { light: { image: 0xa9c1df, query: 0xf0c8a8 }, dark: { image: 0x4a6180, query: 0x7d5a3f } };  // not chosen
 const FILL = 0.94, TOOLS_PX = 54;  // share of the width that the first view fills, and the height of the tools
 const MOST_PHOTOS = 150;  // photographs that are shown in their frames without being asked for
 
@@ -33,19 +36,22 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
 
   const count = xyz.length / 3;
   const points = makePoints();
-  const cameras = scene.images.map((image) => ({
-    image, centre: new THREE.Vector3(...image.centre), colour: COLOURS.camera, quad: null,
-  }));
+  const placed = (kind) => (image, index) => image.centre && ({
+    kind, index, image, centre: new THREE.Vector3(...image.centre), colour: 0, quad: null,
+  });
+  const cameras = scene.images.map(placed("image"));
+  const ofQuery = scene.queries.map(placed("query")), queries = ofQuery.filter(Boolean);  // those that have a pose
   let size = 1;  // factor of the frusta
-  const frusta = new THREE.LineSegments(
-    new THREE.BufferGeometry(), new THREE.LineBasicMaterial({ vertexColors: true }));
+  const [frusta, queryFrusta] = [0, 1].map(() => new THREE.LineSegments(
+    new THREE.BufferGeometry(), new THREE.LineBasicMaterial({ vertexColors: true })));
+  const isDrawn = (camera) => (camera.kind === "image" ? frusta : queryFrusta).visible;
   const rays = new THREE.LineSegments(
     new THREE.BufferGeometry(), new THREE.LineBasicMaterial({ color: COLOURS.chosen, transparent: true, opacity: 0.75 }));
   const marked = new THREE.Points(
     new THREE.BufferGeometry(), new THREE.PointsMaterial({ size: 9, sizeAttenuation: false, color: 0xff3d8b, depthTest: false }));
-  for (const thing of [frusta, rays, marked]) thing.frustumCulled = false;
+  for (const thing of [frusta, queryFrusta, rays, marked]) thing.frustumCulled = false;
   rays.visible = marked.visible = false;
-  turned.add(points, frusta, rays, marked);
+  turned.add(points, frusta, queryFrusta, rays, marked);
 
   /* ---- what there is ---------------------------------------------------------------------------------------- */
 
@@ -88,9 +94,15 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
   }
 
   function layFrusta() {
-    const lines = new Float32Array(cameras.length * 48), colours = new Float32Array(cameras.length * 48);
+    lay(frusta, cameras);
+    lay(queryFrusta, queries);
+    draw();
+  }
+
+  function lay(segments, some) {
+    const lines = new Float32Array(some.length * 48), colours = new Float32Array(some.length * 48);
     let at = 0;
-    for (const camera of cameras) {
+    for (const camera of some) {
       const four = camera.corners = corners(camera), colour = new THREE.Color(camera.colour);
       for (let k = 0; k < 4; k++) {
         for (const end of [four[k], four[(k + 1) % 4], camera.centre, four[k]]) {
@@ -102,20 +114,19 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
       if (camera.quad) four.forEach((corner, k) => camera.quad.geometry.attributes.position.setXYZ(k, ...corner));
       if (camera.quad) camera.quad.geometry.attributes.position.needsUpdate = true;
     }
-    frusta.geometry.dispose();
-    frusta.geometry = new THREE.BufferGeometry();
-    frusta.geometry.setAttribute("position", new THREE.BufferAttribute(lines, 3));
-    frusta.geometry.setAttribute("color", new THREE.BufferAttribute(colours, 3));
-    draw();
+    segments.geometry.dispose();
+    segments.geometry = new THREE.BufferGeometry();
+    segments.geometry.setAttribute("position", new THREE.BufferAttribute(lines, 3));
+    segments.geometry.setAttribute("color", new THREE.BufferAttribute(colours, 3));
   }
 
   let photosWanted = false, photosStarted = false;
   async function loadPhotos() {  // one after the other, so that a click is answered meanwhile
     photosStarted = true;
-    for (const [index, camera] of cameras.entries()) {
+    for (const camera of [...cameras, ...queries]) {
       if (!camera.image.photo) continue;
       try {
-        const { picture, uv } = await thumbnail(index);
+        const { picture, uv } = await thumbnail(camera.kind, camera.index);
         const texture = new THREE.Texture(picture);
         texture.anisotropy = 4;
         texture.needsUpdate = true;
@@ -125,7 +136,7 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
         geometry.setIndex([0, 1, 2, 0, 2, 3]);
         camera.quad = new THREE.Mesh(geometry, new THREE.MeshBasicMaterial({ map: texture, side: THREE.DoubleSide }));
         camera.quad.frustumCulled = false;
-        camera.quad.visible = photosWanted && frusta.visible;
+        camera.quad.visible = photosWanted && isDrawn(camera);
         turned.add(camera.quad);
         draw();
       } catch (error) {
@@ -137,7 +148,7 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
   function showPhotos(wanted) {
     photosWanted = wanted;
     if (wanted && !photosStarted) loadPhotos();
-    for (const { quad } of cameras) if (quad) quad.visible = wanted && frusta.visible;
+    for (const camera of [...cameras, ...queries]) if (camera.quad) camera.quad.visible = wanted && isDrawn(camera);
     draw();
   }
 
@@ -187,7 +198,7 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
     };
     const step = Math.max(1, Math.floor(count / 4000));
     for (let i = 0; i < count; i += step) add(xyz[3 * i], xyz[3 * i + 1], xyz[3 * i + 2]);
-    for (const camera of cameras) for (const corner of [camera.centre, ...camera.corners]) add(...corner);
+    for (const camera of [...cameras, ...queries]) for (const corner of [camera.centre, ...camera.corners]) add(...corner);
     if (!some.length) some.push(new THREE.Vector3());
     const forward = new THREE.Vector3(0, 0.85, -0.53).normalize(), right = new THREE.Vector3(1, 0, 0);
     const up = new THREE.Vector3().crossVectors(right, forward);
@@ -214,8 +225,10 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
     draw();
   }
 
-  function lookThrough(index) {
-    const camera = cameras[index], m = camera.image.rotation;
+  const cameraOf = (kind, index) => (kind === "image" ? cameras : ofQuery)[index];
+
+  function lookThrough(kind, index) {
+    const camera = cameraOf(kind, index), m = camera.image.rotation;
     const ahead = new THREE.Vector3(m[6], m[7], m[8]).applyMatrix4(turned.matrix);
     eye.position.copy(camera.centre).applyMatrix4(turned.matrix);
     controls.target.copy(eye.position).addScaledVector(ahead, scene.depth * 4);
@@ -225,14 +238,18 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
 
   /* ---- what is chosen --------------------------------------------------------------------------------------- */
 
-  function choose({ camera = null, paired = [], point = null, seenBy = [] } = {}) {
-    const some = camera !== null || point !== null, ends = [];
-    for (const one of cameras) one.colour = some ? COLOURS.other : COLOURS.camera;
+  /* camera, query, point: what is chosen. paired, seenBy: cameras that rays from it lead to. */
+  function choose({ camera = null, query = null, paired = [], point = null, seenBy = [] } = {}) {
+    const chosen = camera !== null ? cameras[camera] : query !== null ? ofQuery[query] : null;
+    const some = camera !== null || query !== null || point !== null, ends = [];
+    const pale = PALE[matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"];
+    for (const one of cameras) one.colour = some ? pale.image : COLOURS.camera;
+    for (const one of queries) one.colour = some ? pale.query : COLOURS[one.image.state];
     for (const other of paired) cameras[other].colour = COLOURS.paired;
     for (const other of seenBy) cameras[other].colour = COLOURS.chosen;
-    if (camera !== null) cameras[camera].colour = COLOURS.chosen;
-    const centre = point !== null ? new THREE.Vector3().fromArray(xyz, 3 * point) : camera !== null ? cameras[camera].centre : null;
-    for (const other of point !== null ? seenBy : paired) ends.push(...centre, ...cameras[other].centre);
+    if (chosen) chosen.colour = COLOURS.chosen;
+    const centre = point !== null ? new THREE.Vector3().fromArray(xyz, 3 * point) : chosen?.centre;
+    if (centre) for (const other of point !== null ? seenBy : paired) ends.push(...centre, ...cameras[other].centre);
     rays.geometry.setAttribute("position", new THREE.BufferAttribute(new Float32Array(ends), 3));
     rays.material.color.set(point !== null ? COLOURS.chosen : COLOURS.paired);
     rays.visible = ends.length > 0;
@@ -250,13 +267,13 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
 
   function cameraAt(x, y) {
     let best = null;
-    if (!frusta.visible) return null;
-    for (const [index, camera] of cameras.entries()) {
+    for (const camera of [...cameras, ...queries]) {
+      if (!isDrawn(camera)) continue;
       const tip = onScreen(camera.centre), four = camera.corners.map(onScreen);
       if (!tip || four.includes(null)) continue;
       const hit = Math.hypot(tip.x - x, tip.y - y) < CAMERA_PX || isInside(four, x, y);
       const depth = Math.min(tip.depth, ...four.map((corner) => corner.depth));
-      if (hit && (!best || depth < best.depth)) best = { kind: "image", index, depth };
+      if (hit && (!best || depth < best.depth)) best = { kind: camera.kind, index: camera.index, depth };
     }
     return best;
   }
@@ -296,18 +313,19 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
     return camera && point ? (point.depth < camera.depth ? point : camera) : camera ?? point;
   }
 
-  layFrusta();
+  choose();
   resize();
   home();
   new ResizeObserver(resize).observe(host);
   return {
     choose, home, lookThrough, pick, cameraAt, frames, showPhotos,
-    fewPhotos: scene.images.length <= MOST_PHOTOS,
-    screenOf: (kind, index) => onScreen(kind === "image" ? cameras[index].centre : new THREE.Vector3().fromArray(xyz, 3 * index)),
+    fewPhotos: cameras.length + queries.length <= MOST_PHOTOS,
+    screenOf: (kind, index) => onScreen(kind === "point" ? new THREE.Vector3().fromArray(xyz, 3 * index) : cameraOf(kind, index).centre),
     setPointSize(px) { points.material.size = px * renderer.getPixelRatio(); draw(); },
     setCameraSize(factor) { size = factor; layFrusta(); },
     showPoints(shown) { points.visible = shown; draw(); },
     showCameras(shown) { frusta.visible = shown; showPhotos(photosWanted); },
+    showQueries(shown) { queryFrusta.visible = shown; showPhotos(photosWanted); },
     turnBy(angle) {  // about the vertical axis, as a drag does
       const offset = eye.position.clone().sub(controls.target), [c, s] = [Math.cos(angle), Math.sin(angle)];
       eye.position.set(c * offset.x - s * offset.y, s * offset.x + c * offset.y, offset.z).add(controls.target);

@@ -8,31 +8,27 @@ is (0, 0)). Binary responses are little-endian arrays, one after the other:
     image/I.bin       keypoints float32 (k, 2), index of the point that each sees int32 (k,), -1: none
     pair/I-J.bin      matches x0 y0 x1 y1 float32 (m, 4), inlier flags uint8 (m,)
     tracks/C.json     points 1000 C .. 1000 C + 999: id, error in px, (image, x, y) of every observation
-    scene.json, image/I.json, thumb/I.jpg, photo/I.jpg
+    query/Q.bin       matches with points: x y float32 (k, 2), index of the point int32 (k,), inlier flags uint8 (k,)
+    query-pair/Q-I.bin  as pair/I-J.bin: a query of `featkit localize` and an image of the map
+    scene.json, image/I.json, thumb/I.jpg, photo/I.jpg, query/Q.json, query-thumb/Q.jpg, query-photo/Q.jpg
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from featkit import __version__
-from featkit.core.config import Config, Megabytes, Quality
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.types import Pair
 from featkit.evaluation.pictures import posed_camera
-from featkit.geometry.pixels import apply_affine, compose, from_colmap, resize_affine, to_colmap
-from featkit.images.read import DecodeConfig, read_file, read_header, stored_from_upright
-from featkit.images.thumbnails import Longer, jpeg, thumbnail
+from featkit.geometry.pixels import apply_affine, from_colmap, to_colmap
 from featkit.io.features import open_features
 from featkit.mapping.cameras import to_pose
 from featkit.mapping.database import PairLines, ReadOnlyDatabase
@@ -40,47 +36,18 @@ from featkit.mapping.model import point_ids, read_model
 from featkit.mapping.photographs import existing_photographs
 from featkit.mapping.scene import find_features
 from featkit.report.scene3d import camera_centre, frustum_depth, upright_rotation, view_box
+from featkit.viewer.photographs import Answer, Photographs, PhotographView, ViewConfig, binary_answer, json_answer
+from featkit.viewer.queries import ViewedQueries, find_results
 
 CHUNK = 1000  # number of points per response with tracks
 DATABASE = "database.db"
 FARTHEST = 1e15  # coordinate that a point is drawn at; the squares of larger ones leave float32
-OVERHEAD = 64  # approximate size of a small object in memory, bytes
 NEAR = 2  # levels above a model that are searched for its database, as in scene/featkit/sparse/0
 NUMBER = "([0-9]{1,9})"
 ROUTE = re.compile(
-    rf"(scene\.json|points\.bin)|(tracks|image|thumb|photo)/{NUMBER}\.(json|bin|jpg)|pair/{NUMBER}-{NUMBER}\.bin"
+    rf"(scene\.json|points\.bin)|(tracks|image|thumb|photo|query|query-thumb|query-photo)/{NUMBER}\.(json|bin|jpg)"
+    rf"|(pair|query-pair)/{NUMBER}-{NUMBER}\.bin"
 )
-
-
-class ViewConfig(Config):
-    """Size and quality of the photographs on the page."""
-
-    thumbnail_px: Longer = 320
-    """Longer side of thumbnails, px."""
-    photograph_px: Longer = 1600
-    """Longer side of photographs, px; keypoints and matches are drawn on these."""
-    jpeg_quality: Quality = 85
-    """JPEG quality of thumbnails and photographs, 1 to 100."""
-    cache_mb: Megabytes = 128
-    """Memory for caching photographs, MB (10^6 bytes)."""
-
-
-class Answer(NamedTuple):
-    """The response to one request. kind: content type."""
-
-    kind: str
-    data: bytes
-
-
-class PhotographView(NamedTuple):
-    """Geometry of an upright photograph. size: px. from_camera: affine map from its camera's pixels to its own.
-
-    there: whether the photograph's file exists.
-    """
-
-    size: tuple[int, int]
-    from_camera: Float[np.ndarray, "2 3"]
-    there: bool
 
 
 class ViewedScene:
@@ -97,8 +64,13 @@ class ViewedScene:
         *,
         images: Sequence[Path] = (),
         database: Path | None = None,
+        localize: Path | None = None,
+        queries: Path | None = None,
     ):
-        """folder: a COLMAP model. images: folders of its photographs. database: COLMAP's; by default found near it."""
+        """folder: a COLMAP model. images: folders of its photographs. database: COLMAP's; by default found near it.
+
+        localize: results of `featkit localize`; by default found near it. queries: folder of their photographs.
+        """
         self.folder, self.config = folder, config or ViewConfig()
         self.model = read_model(folder)
         self.images = sorted((i for i in self.model.images.values() if i.has_pose), key=lambda image: image.name)
@@ -109,12 +81,14 @@ class ViewedScene:
         self.place = {image.image_id: index for index, image in enumerate(self.images)}
         self.point_ids = np.array(sorted(self.model.points3D), dtype=np.int64)
         self.files = existing_photographs(folder, self.names, images)
+        self._notes: list[str] = []
         self.database = self._database(database)
         self.verified = self.database is not None and any(kept for _, kept in self.database.counts.values())
         self.features = find_features(folder)
-        self._range = self._intensity_range()
-        self._cache = _Cache(int(self.config.cache_mb * 1e6))
+        self.photographs = Photographs(self.config, self._intensity_range())
+        self._cache = self.photographs.cache
         self._prepare_geometry()
+        self.queries = self._queries(localize, queries)
 
     def _prepare_geometry(self) -> None:
         """Points and cameras relative to the middle of the map, so that float32 is precise for georeferenced maps."""
@@ -134,14 +108,33 @@ class ViewedScene:
         self.depth = frustum_depth(centres, box)
 
     def _database(self, given: Path | None) -> ReadOnlyDatabase | None:
+        if given is not None:
+            return self._checked(ReadOnlyDatabase(given))
         near = [self.folder, *self.folder.resolve().parents[:NEAR]]
-        path = given or next((base / DATABASE for base in near if (base / DATABASE).is_file()), None)
-        found = None if path is None else ReadOnlyDatabase(path)
-        if found is not None and not found.ids.keys() & self.by_name.keys():
-            if given is not None:
-                raise BadInputError(f"{given}: has no image of the map {self.folder}; give the map's own database")
+        path = next((base / DATABASE for base in near if (base / DATABASE).is_file()), None)
+        try:
+            return None if path is None else self._checked(ReadOnlyDatabase(path))
+        except BadInputError as error:  # show the map without it
+            self._notes.append(f"Matches cannot be shown: {error}; pairs are images with common points.")
             return None
-        return found
+
+    def _checked(self, database: ReadOnlyDatabase) -> ReadOnlyDatabase:
+        if not database.ids.keys() & self.by_name.keys():
+            raise BadInputError(f"{database.path}: has no image of the map {self.folder}; give the map's own database")
+        return database
+
+    def _queries(self, given: Path | None, photographs: Path | None) -> ViewedQueries | None:
+        found = find_results(self.folder, given)
+        self._notes += found.notes
+        if found.shown is None:
+            return None
+        try:
+            return ViewedQueries(
+                found.shown, self.model, self.names, self.point_ids, self.features, self.photographs, photographs
+            )
+        except BadInputError as error:  # a name that leaves the folder
+            self._notes.append(f"Queries are not shown: {error}")
+            return None
 
     def _intensity_range(self) -> tuple[float, float] | None:
         if self.features is None:
@@ -161,16 +154,16 @@ class ViewedScene:
         if left:
             which = "None" if not self.files else f"{len(self.files)}"
             found.append(f"{which} of the {len(self.images)} photographs were found; give their folder with --images.")
-        if self.database is None:
+        if self.database is None and not any(note.startswith("Matches") for note in self._notes):
             found.append("No database.db was found near the model: pairs are images with common points.")
-        elif not self.verified:
+        elif self.database is not None and not self.verified:
             found.append(f"{self.database.path.name} has no verified pair: pairs are images with common points.")
         unposed = len(self.model.images) - len(self.images)
         if unposed:
             found.append(f"{unposed} images of the model have no pose and are not shown.")
         if not len(self.point_ids):
             found.append("The model has no points.")
-        return found
+        return [*found, *self._notes, *([] if self.queries is None else self.queries.missing)]
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
@@ -182,11 +175,13 @@ class ViewedScene:
         route = ROUTE.fullmatch(path)
         if route is None:
             return None
-        whole, kind, number, form, first, second = route.groups()
+        whole, kind, number, form, pair, first, second = route.groups()
         if whole is not None:
             return self._scene() if whole == "scene.json" else self._points()
-        if first is not None:
-            return self._pair(int(first), int(second))
+        if pair is not None:
+            return (self._pair if pair == "pair" else self._query_pair)(int(first), int(second))
+        if kind.startswith("query"):
+            return self._query(kind.removeprefix("query").removeprefix("-"), form, int(number))
         make: Callable[[int], Answer] | None = {
             ("tracks", "json"): self._tracks,
             ("image", "json"): self._image,
@@ -208,6 +203,8 @@ class ViewedScene:
             if name in self.files:
                 yield from (f"thumb/{index}.jpg", f"photo/{index}.jpg")
             yield from (f"pair/{index}-{other}.bin" for other, _, _ in self.pairs_of(index) if other > index)
+        if self.queries is not None:
+            yield from (path for number in range(len(self.queries.queries)) for path in self.queries.paths(number))
 
     def _scene(self) -> Answer:
         images = [
@@ -222,7 +219,8 @@ class ViewedScene:
             }
             for camera in self.cameras
         ]
-        return _json(
+        queries = self.queries
+        return json_answer(
             {
                 "title": _title(self.folder),
                 "model": str(self.folder),
@@ -237,22 +235,23 @@ class ViewedScene:
                 "pairs": "verified" if self.verified else "common points",
                 "missing": self.missing,
                 "images": images,
+                "localize": None if queries is None else str(queries.results.folder),
+                "queries": [] if queries is None else queries.summary(self.middle),
             }
         )
 
     def _points(self) -> Answer:
-        near = (self.xyz - self.middle).astype("<f4")
-        return Answer("application/octet-stream", near.tobytes() + self.rgb.tobytes())
+        return binary_answer((self.xyz - self.middle).astype("<f4"), self.rgb)
 
     def _image(self, index: int) -> Answer:
         image = self.images[index]
         camera = self.model.cameras[image.camera_id]
         seen, (points, of_point) = self.view_of(index), self.keypoints(index)
         of_seen = of_point[of_point >= 0]
-        return _json(
+        return json_answer(
             {
                 "size": seen.size,
-                "uv": _image_corners_uv(seen, camera.width, camera.height),
+                "uv": seen.corners_uv(camera.width, camera.height),
                 "camera": camera.model_name,
                 "camera_size": [camera.width, camera.height],
                 "params": [float(value) for value in camera.params],
@@ -266,7 +265,7 @@ class ViewedScene:
     def _keypoints_answer(self, index: int) -> Answer:
         points, of_point = self.keypoints(index)
         upright_points = apply_affine(self.view_of(index).from_camera, points).astype("<f4")
-        return Answer("application/octet-stream", upright_points.tobytes() + of_point.astype("<i4").tobytes())
+        return binary_answer(upright_points, of_point.astype("<i4"))
 
     def _pair(self, first: int, second: int) -> Answer | None:
         if max(first, second) >= len(self.images) or first == second:
@@ -276,8 +275,19 @@ class ViewedScene:
             apply_affine(self.view_of(index).from_camera, from_colmap(points.astype(np.float64)))
             for index, points in ((first, lines.points0), (second, lines.points1))
         ]
-        data = np.column_stack(ends).astype("<f4").tobytes() + lines.inlier.astype(np.uint8).tobytes()
-        return Answer("application/octet-stream", data)
+        return binary_answer(np.column_stack(ends).astype("<f4"), lines.inlier.astype(np.uint8))
+
+    def _query(self, kind: str, form: str, number: int) -> Answer | None:
+        if self.queries is None or number >= len(self.queries.queries) or (kind == "") == (form == "jpg"):
+            return None
+        if kind:
+            return self.queries.picture(number, kind) if form == "jpg" else None
+        return self.queries.about(number) if form == "json" else self.queries.matches(number)
+
+    def _query_pair(self, number: int, index: int) -> Answer | None:
+        if self.queries is None or number >= len(self.queries.queries) or index >= len(self.images):
+            return None
+        return self.queries.pair(number, index, self.keypoints(index)[0], self.view_of(index))
 
     def _tracks(self, chunk: int) -> Answer:
         rows = []
@@ -290,44 +300,24 @@ class ViewedScene:
             ]
             track = [[index, *self._upright(index, xy)] for index, xy in sorted(seen_by, key=lambda one: one[0])]
             rows.append({"id": int(number), "error": _known_error(point.error), "track": track})
-        return _json(rows)
+        return json_answer(rows)
 
     def _upright(self, index: int, xy: Float[np.ndarray, "2"]) -> list[float]:
         (moved,) = apply_affine(self.view_of(index).from_camera, from_colmap(np.asarray(xy, np.float64)[None]))
         return [round(float(value), 3) for value in moved]
 
     def _thumbnail(self, index: int) -> Answer:
-        return self._picture("thumb", index, self.config.thumbnail_px)
+        return self.photographs.picture(self.files[self.names[index]], "thumb")
 
     def _photograph(self, index: int) -> Answer:
-        return self._picture("photo", index, self.config.photograph_px)
-
-    def _picture(self, kind: str, index: int, side: int) -> Answer:
-        path = self.files[self.names[index]]
-        make = lambda: jpeg(thumbnail(path, side, self._range).pixels, self.config.jpeg_quality)  # noqa: E731
-        return Answer("image/jpeg", self._cache.get((kind, index), make))
+        return self.photographs.picture(self.files[self.names[index]], "photo")
 
     # ---- parts of a map ---------------------------------------------------------------------------------------------
 
     def view_of(self, index: int) -> PhotographView:
         """Geometry of an image's photograph; if there is no photograph, that of its camera."""
-        return self._cache.get(("seen", index), lambda: self._view_of(index))
-
-    def _view_of(self, index: int) -> PhotographView:
         camera = self.model.cameras[self.images[index].camera_id]
-        size = (camera.width, camera.height)
-        path = self.files.get(self.names[index])
-        try:
-            header = None if path is None else read_header(path, read_file(path), DecodeConfig())
-        except BadInputError:
-            header = None
-        if header is None:
-            return PhotographView(size, np.eye(2, 3), False)
-        back = np.vstack([stored_from_upright(header.size, header.orientation), [0, 0, 1]])
-        to_upright = np.linalg.inv(back)[:2]
-        turned = abs(to_upright[0, 0]) < 0.5
-        shown = header.size[::-1] if turned else header.size
-        return PhotographView(shown, compose(to_upright, resize_affine(size, header.size)), True)
+        return self.photographs.geometry(self.files.get(self.names[index]), (camera.width, camera.height))
 
     def keypoints(self, index: int) -> tuple[Float[np.ndarray, "k 2"], Int[np.ndarray, " k"]]:
         """Keypoints of an image in its camera's pixels, and the index of the point that each sees, or -1.
@@ -350,12 +340,14 @@ class ViewedScene:
 
     def _all_keypoints(self, name: str) -> Float[np.ndarray, "n 2"]:
         """All keypoints of an image from the database, else from the features; empty if neither has it."""
-        if self.database is not None and name in self.database.ids:
-            return from_colmap(self.database.keypoints(name).astype(np.float64))
-        if self.features is None:
-            return np.zeros((0, 2))
-        with open_features(self.features) as store:
-            return store.keypoints(name).astype(np.float64) if store.has(name) else np.zeros((0, 2))
+        with contextlib.suppress(BadInputError):  # damaged: show those that see points
+            if self.database is not None and name in self.database.ids:
+                return from_colmap(self.database.keypoints(name).astype(np.float64))
+        with contextlib.suppress(BadInputError):
+            if self.features is not None:
+                with open_features(self.features) as store:
+                    return store.keypoints(name).astype(np.float64) if store.has(name) else np.zeros((0, 2))
+        return np.zeros((0, 2))
 
     def pairs_of(self, index: int) -> list[tuple[int, int, int]]:
         """Images matched with an image: index, inliers, matches; most inliers first. Without a database with verified
@@ -401,48 +393,9 @@ class ViewedScene:
         return PairLines(to_colmap(points0[rows0]), to_colmap(points1[rows1]), np.ones(len(rows0), bool))
 
 
-class _Cache:
-    """A thread-safe cache of the most recently used values, limited in bytes."""
-
-    def __init__(self, limit: int):
-        self._limit, self._total = limit, 0
-        self._items: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of a key, made if it is not cached."""
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-                return self._items[key][0]
-        value = make()
-        weight = len(value) if isinstance(value, bytes) else sum(getattr(part, "nbytes", OVERHEAD) for part in value)
-        with self._lock:
-            if key not in self._items:
-                self._items[key] = (value, weight)
-                self._total += weight
-            while self._total > self._limit and len(self._items) > 1:
-                self._total -= self._items.popitem(last=False)[1][1]
-        return value
-
-
-def _image_corners_uv(seen: PhotographView, width: int, height: int) -> list[float]:
-    """Corners of a camera's image on its upright photograph: u to the right, v up, each 0 to 1.
-
-    Order: top left, top right, bottom right, bottom left of the camera's image.
-    """
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]]) - 0.5
-    shown = (apply_affine(seen.from_camera, corners) + 0.5) / np.array(seen.size)
-    return np.round(np.column_stack([shown[:, 0], 1 - shown[:, 1]]), 6).ravel().tolist()
-
-
 def _known_error(error: float) -> float | None:
     """A point's error, px; None if it was not computed, for which COLMAP stores -1."""
     return float(error) if np.isfinite(error) and error >= 0 else None
-
-
-def _json(value: Any) -> Answer:
-    return Answer("application/json", json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
 
 
 def _title(folder: Path) -> str:

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 from featkit.core.errors import FeatkitError, one_line
 from featkit.core.listening import LOOPBACK
 from featkit.io.artifact import inside, part_of, place_files, scratch, write_bytes
-from featkit.viewer.scene import Answer, ViewedScene
+from featkit.viewer.photographs import Answer
+from featkit.viewer.scene import ViewedScene
 
 LOGGER = logging.getLogger(__name__)
 IDLE_S = 60  # idle connections are closed after this time
@@ -32,6 +33,7 @@ PAGE_FILES = {
     PAGE: "text/html; charset=utf-8",
     "view.css": "text/css; charset=utf-8",
     "view.js": "text/javascript; charset=utf-8",
+    "queries.js": "text/javascript; charset=utf-8",
     "map.js": "text/javascript; charset=utf-8",
     "three.min.js": "text/javascript; charset=utf-8",
 }
@@ -139,7 +141,7 @@ def write_folder(scene: ViewedScene, folder: Path, *, overwrite: bool = False) -
             write_bytes(part / name, data)
         for path, data in _folder_files(scene):
             write_bytes(inside(part, path), data)
-        place_files(part, folder, overwrite=overwrite, kind="view")
+        place_files(part, folder, overwrite=overwrite, only=overwrite, kind="view")
     return folder / PAGE
 
 
@@ -152,7 +154,7 @@ def _folder_files(scene: ViewedScene) -> Iterator[tuple[str, bytes]]:
             continue
         if answer is None:
             continue
-        if path.startswith("photo/"):
+        if path.startswith(("photo/", "query-photo/")):
             yield path, answer.data
         else:
             text = base64.b64encode(answer.data).decode("ascii")

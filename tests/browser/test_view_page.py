@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from typing import Any
 import pycolmap
 import pytest
 from chromium import coloured_pixels, console_errors, open_page, requested_addresses
-from synthetic_view import SIZE, TURNED, MadeView, make_view
+from synthetic_view import SIZE, TURNED, MadeView, localize_view, make_view
 
 from featkit.core.listening import address_of, listening
 from featkit.viewer.scene import ViewedScene
 from featkit.viewer.server import ViewServer, write_folder
+
+STATES = ["localized", "not localized", "uncertain"]
 
 
 @contextmanager
@@ -150,6 +153,9 @@ def test_a_click_on_a_point_shows_its_track(browser: Any, page: str, made: MadeV
     until(browser, lambda: shows(browser, "point", str(index)))
     point, names = model.points3D[ids[index]], made.names()
     assert browser.find_element("css selector", "#panel h1").text == f"Point {ids[index]}"
+    facts = [one.text for one in browser.find_elements("css selector", "#panel dd")]
+    seen_in = {element.image_id for element in point.track.elements}
+    assert facts[:2] == [f"{len(seen_in)} photographs", str(point.track.length())]
     sights = browser.find_elements("css selector", "#panel .sight")
     assert len(sights) == point.track.length()
     expected = {
@@ -167,8 +173,108 @@ def test_a_click_on_a_point_shows_its_track(browser: Any, page: str, made: MadeV
     quiet(browser, page)
 
 
+def test_queries(browser: Any, tmp_path: Path) -> None:
+    """In the list with their state, in the map until they are hidden; a click shows inliers and retrieved images."""
+    made = make_view(tmp_path / "scene")
+    results = localize_view(made)
+    described = json.loads((results / "poses.json").read_text())["results"]
+    with served(made.model) as address:
+        visit(browser, address)
+        rows = browser.find_elements("css selector", "#panel .pair[data-query]")
+        assert [row.get_attribute("data-state") for row in rows] == ["localized", "not localized", "uncertain"]
+        assert [row.find_element("css selector", ".state").text for row in rows] == STATES
+        for row, one in zip(rows, described, strict=True):
+            why = one["reason"] or one["uncertain"] or f"{one['inliers']} inliers of {one['matches_3d']} matches"
+            assert row.find_element("css selector", ".name").text == one["name"]
+            assert row.find_element("css selector", ".count").text == why
+        assert "2 of 3 localized, 1 uncertain" in browser.find_element("id", "panel").text
+        until(browser, lambda: is_loaded(browser, "#panel .pair img"))
+        browser.find_element("id", "show-photos").click()
+        browser.find_element("id", "show-cameras").click()  # the first query is where the first photograph is
+        assert query_pixels(browser) > 30
+        assert hit_at(browser, "query", 0)["kind"] == "query"
+        browser.find_element("id", "show-queries").click()
+        assert query_pixels(browser) == 0
+        browser.find_element("id", "show-queries").click()
+        index = hit_at(browser, "query", 0)["index"]
+        click_on(browser, "query", 0)
+        until(browser, lambda: shows(browser, "query", str(index)))
+        browser.execute_script("location.hash = 'query=0'")
+        until(browser, lambda: shows(browser, "query", "0"))
+        panel = browser.find_element("id", "panel")
+        assert panel.get_attribute("data-keypoints") == str(described[0]["inliers"])
+        until(browser, lambda: is_loaded(browser, "#panel .photo img"))
+        pairs = panel.find_elements("css selector", ".pair")
+        other, inliers, matches = (
+            int(pairs[0].get_attribute(f"data-{what}")) for what in ("image", "inliers", "matches")
+        )
+        assert len(pairs) == 4
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", pairs[0])
+        pairs[0].click()
+        until(browser, lambda: shows(browser, "query-pair", f"0,{other}"))
+        stage = browser.find_element("id", "stage")
+        until(browser, lambda: stage.get_attribute("data-lines") == str(inliers))
+        stage.find_elements("css selector", "input")[1].click()
+        until(browser, lambda: stage.get_attribute("data-lines") == str(matches))
+        browser.execute_script("location.hash = 'query=1'")
+        until(browser, lambda: shows(browser, "query", "1"))
+        assert described[1]["reason"] in panel.text
+        assert panel.get_attribute("data-keypoints") == str(described[1]["matches_3d"])
+        quiet(browser, address)
+
+
+def query_pixels(browser: Any) -> int:
+    """How many pixels of the map have the colour of a query's camera or of an uncertain one."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    shot = browser.find_element("id", "canvas").screenshot_as_png
+    pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)[80:]  # not of the tools
+    near = [np.abs(pixels - colour).max(axis=2) < 12 for colour in ((0xE8, 0x70, 0x1A), (0xD9, 0xA5, 0x14))]
+    return int(np.logical_or(*near).sum())
+
+
+@pytest.mark.parametrize("width", [390, 850, 1280])
+def test_nothing_is_cut(browser: Any, page: str, width: int) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        visit(browser, page)
+        script = (
+            "const box = document.querySelector(arguments[0]).getBoundingClientRect(); return [box.left, box.right]"
+        )
+        left, right = browser.execute_script(script, "#tools")
+        edge = browser.execute_script(script, "#map")[1]
+        assert 0 < left < right < edge
+        for hash_ in ("", "image=0", "pair=0,1", "point=3"):
+            browser.execute_script("location.hash = arguments[0]", hash_)
+            until(
+                browser,
+                lambda kind=hash_.partition("=")[0] or "all": (
+                    browser.find_element("id", "panel").get_attribute("data-kind") == kind
+                ),
+            )
+            assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+            wide = "const p = document.getElementById('panel'); return p.scrollWidth <= p.clientWidth"
+            assert browser.execute_script(wide), hash_
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_names_and_addresses_that_are_none(browser: Any, page: str) -> None:
-    for wrong in ("image=99", "image=x", "pair=1", "point=-1", "<img src=x onerror=alert(1)>"):
+    for wrong in (
+        "image=99",
+        "image=x",
+        "pair=1",
+        "point=-1",
+        "query=0",
+        "query-pair=0,0",
+        "<img src=x onerror=alert(1)>",
+    ):
         visit(browser, f"{page}/#{wrong}")
         assert shows(browser, "all", ""), wrong
 

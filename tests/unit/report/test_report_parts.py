@@ -195,13 +195,31 @@ def test_every_line_is_named() -> None:
     curves = [curve("ours", [1, 2]), curve("<b>", [2, 3], True), curve("other", [3, 4], True)]
     figure = curves_figure(Curves("c", "x", "y", curves))
     Figure(data=figure.data, layout=figure.layout)  # raises on a property that plotly does not know
-    assert figure.layout["showlegend"]
-    named = [line["name"] for line in figure.data if line.get("showlegend", True)]
-    assert named == ["2 others, thin and grey", "ours"]
+    assert not figure.layout["showlegend"], "plotly's own would cover curves"
+    assert [line["name"] for line in figure.data] == ["&lt;b&gt;", "other", "ours"]
+    assert [(key.colour, key.text) for key in figure.key] == [
+        (figure.data[2]["line"]["color"], "ours: last 2"),
+        (figure.data[0]["line"]["color"], "<b>, other"),
+    ]
     assert ["<extra>&lt;b&gt;</extra>" in line["hovertemplate"] for line in figure.data] == [True, False, False]
-    assert {line.get("legendgroup") for line in figure.data} == {"faint", None}
     single = curves_figure(Curves("c", "x", "y", [curve("ours", [1, 2]), curve("theirs", [2, 3], True)]))
     assert [line["name"] for line in single.data] == ["theirs", "ours"]
+    alone = curves_figure(Curves("c", "x", "y", [curve("ours", [1, 2])]))
+    assert (alone.key, alone.caption) == ((), "ours: last 2.")
+
+
+def test_more_curves_than_colours() -> None:
+    """A colour that comes again is dashed, in the chart and in the key, which the page shows as text."""
+    curves = Curves("c", "x", "y", [curve(f"<{number}>", [number, number + 1]) for number in range(9)])
+    figure = curves_figure(curves)
+    looks = [(line["line"]["color"], line["line"]["dash"]) for line in figure.data]
+    assert len({*looks}) == 9
+    assert looks[0][0] == looks[7][0]
+    assert [(key.colour, "dash" if key.repeated else "solid") for key in figure.key] == looks
+    page = render(Report("r", sections=[Section("s", "", [curves])]), LEVELS[0])
+    for number, (colour, dash) in enumerate(looks):
+        repeated = ' class="repeated"' if dash == "dash" else ""
+        assert f'<li{repeated} style="--colour: {colour}">&lt;{number}&gt;: last {number + 1}</li>' in page
 
 
 def test_small_pictures_with_points() -> None:

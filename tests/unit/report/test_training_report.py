@@ -127,7 +127,10 @@ def test_bars_stand_in_groups() -> None:
     assert [drawn(bar["y"]).tolist() for bar in figure.data] == [[50, 0], [10, 30]]
     assert figure.data[0]["x"] == ["graf", "wall &lt;b&gt;"]
     assert figure.layout["barmode"] == "group"
-    assert figure.caption == "Means: a 50, b 20."
+    assert [(key.colour, key.text) for key in figure.key] == [
+        (bar["marker"]["color"], text) for bar, text in zip(figure.data, ("a: mean 50", "b: mean 20"), strict=True)
+    ]
+    assert bars_figure(Bars("t", "y", ["g"], {"a": [3.0]})).caption == "a: mean 3."
     assert bars_figure(Bars("t", "y", ["g"], {"a": [float("nan")]})).caption == "No values."
     with pytest.raises(ValueError, match="a has 1 values for 2 groups"):
         bars_figure(Bars("t", "y", ["g", "h"], {"a": [1.0]}))

@@ -200,6 +200,85 @@ def test_without_a_database_pairs_see_common_points(
     assert {tuple(row) for row in ends.tolist()} == expected
 
 
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def without_tables(path: Path) -> None:
+    path.unlink()
+    sqlite3.connect(path).close()
+
+
+def of_another_program(path: Path) -> None:
+    path.unlink()
+    rows = sqlite3.connect(path)
+    rows.execute("CREATE TABLE images (image_id INTEGER, name TEXT)")
+    rows.execute("INSERT INTO images VALUES (1, 'cat.jpg')")
+    rows.commit()
+    rows.close()
+
+
+def of_other_images(path: Path) -> None:
+    rows = sqlite3.connect(path)
+    rows.execute("UPDATE images SET name = 'x' || name")
+    rows.commit()
+    rows.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (truncated, "not a COLMAP database (database disk image is malformed)"),
+        (lambda path: path.write_bytes(b"no database" * 900), "not a COLMAP database (file is not a database)"),
+        (without_tables, "not a COLMAP database (no such table: images)"),
+        (of_another_program, "not a COLMAP database (no such table: matches)"),
+        (of_other_images, "has no image of the map"),
+    ],
+)
+def test_a_database_that_is_none_leaves_the_map(made: MadeView, tmp_path: Path, damage: Any, why: str) -> None:
+    copy = MadeView(Path(shutil.copytree(made.scene, tmp_path / "scene")))
+    damage(copy.database)
+    scene = ViewedScene(copy.model)
+    (said,) = scene.missing
+    assert said.startswith(f"Matches cannot be shown: {copy.database}: {why}")
+    assert said.endswith("; pairs are images with common points.")
+    assert "\n" not in said
+    assert told(scene, "scene.json")["pairs"] == "common points"
+    assert len(data(scene, "points.bin")) == 15 * 60
+    assert told(scene, "image/0.json")["pairs"]
+    with pytest.raises(BadInputError, match=r"database\.db: "):  # asked for by name
+        ViewedScene(copy.model, database=copy.database)
+
+
+def test_a_database_that_another_program_locks(made: MadeView, tmp_path: Path, monkeypatch: Any) -> None:
+    copy = MadeView(Path(shutil.copytree(made.scene, tmp_path / "scene")))
+    connect = sqlite3.connect
+    writer = connect(copy.database)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("PRAGMA locking_mode = EXCLUSIVE")
+    writer.execute("UPDATE images SET name = name")
+    writer.commit()
+    monkeypatch.setattr(sqlite3, "connect", lambda *words, **more: connect(*words, **more, timeout=0.05))
+    (said,) = ViewedScene(copy.model).missing
+    assert said.startswith(f"Matches cannot be shown: {copy.database}: not a COLMAP database (database is locked)")
+    writer.close()
+    assert ViewedScene(copy.model).missing == []
+
+
+def test_damaged_keypoints_leave_those_that_see_points(tmp_path: Path) -> None:
+    """A row of the database that is cut off: the photograph is shown, its pairs give the reason."""
+    thin = make_view(tmp_path / "scene", others=0)
+    rows = sqlite3.connect(thin.database)
+    rows.execute("UPDATE keypoints SET data = x'00'")
+    rows.commit()
+    rows.close()
+    scene = ViewedScene(thin.model)
+    image = image_named(pycolmap.Reconstruction(str(thin.model)), thin.names()[0])
+    assert told(scene, "image/0.json")["keypoints"] == image.num_points3D
+    with pytest.raises(BadInputError, match="a row of keypoints is cut off"):
+        scene.answer("pair/0-1.bin")
+
+
 def test_photographs_by_their_folder(made: MadeView, tmp_path: Path) -> None:
     shutil.copytree(made.model, tmp_path / "alone")
     photographs = tmp_path / "photographs"
