@@ -7,6 +7,7 @@ block everything else.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -143,3 +144,18 @@ def end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os._exit(1)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+MOST_KEPT = 1 << 30  # bytes
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the freed buffers of one image for the next one, instead of asking the system for new pages.
+
+    Scale spaces are tens of megabytes, whose pages would be mapped and cleared for every image.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, MOST_KEPT)

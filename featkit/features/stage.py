@@ -8,7 +8,6 @@ ends with the same file as an uninterrupted one.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -32,7 +31,7 @@ from pydantic import Field
 from featkit.core.config import Config, Later, Runtime, WorkerCount, config_names, digest, make, named_config
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, UsageError, WorkerDiedError
 from featkit.core.log import progress
-from featkit.core.processes import end_with
+from featkit.core.processes import end_with, keep_freed_memory
 from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import capped
 from featkit.core.types import Features
@@ -480,28 +479,13 @@ def _init_worker(pickled: bytes, parent: int, only_detect: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
-    _keep_freed_memory()
+    keep_freed_memory()
     cv2.setNumThreads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # torch reads this when it is imported
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     _only_detect = only_detect
     _method = pickle.loads(pickled)
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-MOST_KEPT = 1 << 30  # bytes
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the freed buffers of one image for the next one, instead of asking the system for new pages.
-
-    Scale spaces are tens of megabytes, whose pages would be mapped and cleared for every image.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def _run_in_worker(path: Path, mask: Path | None, points: Features | None) -> Features | DetectedImage:
