@@ -382,7 +382,8 @@ def estimate_homography(
     first, second = (np.ascontiguousarray(points, np.float64) for points in (points0, points1))
     try:
         if config.estimator == "magsac":
-            homography, _ = cv2.findHomography(first, second, _usac_parameters(config))
+            parameters = magsac_parameters(config.seed, config.max_error_px, config.confidence, config.max_iterations)
+            homography, _ = cv2.findHomography(first, second, parameters)
         else:
             homography, _ = cv2.findHomography(
                 first, second, cv2.RANSAC, config.max_error_px, None, config.max_iterations, config.confidence
@@ -392,17 +393,16 @@ def estimate_homography(
     return homography if homography is not None and np.isfinite(homography).all() and homography[2, 2] != 0 else None
 
 
-def _usac_parameters(config: HomographyConfig) -> cv2.UsacParams:
+def magsac_parameters(seed: int, max_error: float, confidence: float, max_iterations: int) -> cv2.UsacParams:
+    """OpenCV's settings of MAGSAC++ in one thread, since parallel sampling would not be deterministic.
+
+    max_error: in the unit of the points. Source: Barath et al., MAGSAC++, CVPR 2020.
+    """
     params = cv2.UsacParams()
-    params.score = cv2.SCORE_METHOD_MAGSAC
-    params.loMethod = cv2.LOCAL_OPTIM_SIGMA
-    params.final_polisher = cv2.MAGSAC
-    params.sampler = cv2.SAMPLING_UNIFORM
-    params.isParallel = False  # parallel sampling would not be deterministic
-    params.randomGeneratorState = config.seed
-    params.threshold = config.max_error_px
-    params.confidence = config.confidence
-    params.maxIterations = config.max_iterations
+    params.score, params.sampler = cv2.SCORE_METHOD_MAGSAC, cv2.SAMPLING_UNIFORM
+    params.loMethod, params.final_polisher = cv2.LOCAL_OPTIM_SIGMA, cv2.MAGSAC
+    params.isParallel, params.randomGeneratorState = False, seed
+    params.threshold, params.confidence, params.maxIterations = max_error, confidence, max_iterations
     return params
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from featkit.core.config import Confidence, Config, Pixels, Trials
 from featkit.core.types import Pair
 from featkit.evaluation.benchmark import Plain, plain
-from featkit.evaluation.metrics import RelativePose, error_auc
+from featkit.evaluation.metrics import RelativePose, error_auc, magsac_parameters
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Input and output of every estimator of relative pose.
@@ -100,26 +100,13 @@ class OpencvEstimator(PoseEstimator):
                     camera,
                     np.zeros(4),
                     np.zeros(4),
-                    self._usac_parameters(seed),
+                    magsac_parameters(seed, self.max_error_px, self.confidence, self.max_iterations),
                 )
             if essential is None or mask is None or not np.isfinite(essential).all():
                 return None
             return _best_pose(essential, mask, points0, points1)
         except cv2.error:  # degenerate points
             return None
-
-    def _usac_parameters(self, seed: int) -> cv2.UsacParams:
-        params = cv2.UsacParams()
-        params.score = cv2.SCORE_METHOD_MAGSAC
-        params.loMethod = cv2.LOCAL_OPTIM_SIGMA
-        params.final_polisher = cv2.MAGSAC
-        params.sampler = cv2.SAMPLING_UNIFORM
-        params.isParallel = False  # parallel sampling would not be deterministic
-        params.randomGeneratorState = seed
-        params.threshold = self.max_error_px
-        params.confidence = self.confidence
-        params.maxIterations = self.max_iterations
-        return params
 
 
 def _best_pose(
