@@ -10,11 +10,11 @@ demo: $(VENV)/.featkit
 	$(BIN)/featkit demo --out featkit-demo
 
 test: $(VENV)/.featkit-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The unit tests of the rooms, without those that are marked slow: for while you write.
 test-fast: $(VENV)/.featkit-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder -q
 
 lint: $(VENV)/.featkit-test
 	$(BIN)/ruff format --check .

@@ -23,6 +23,27 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # let commands write bytecode, 
 SHELL = {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
 
 
+LONG_FILES = (
+    "pipeline/test_torchrun.py",
+    "contract/test_extractors.py",
+    "pipeline/test_scfeat_flow.py",
+    "crash/test_training_killed.py",
+    "pipeline/test_rendered_flow.py",
+)
+FOLDERS = ("crash", "pipeline", "browser", "contract", "golden", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, small ones last: with `-n 2 --dist loadfile` both workers then end at about the same time."""
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        path = item.path.relative_to(ROOT / "tests")
+        long = LONG_FILES.index(path.as_posix()) if path.as_posix() in LONG_FILES else len(LONG_FILES)
+        return long, FOLDERS.index(path.parts[0]) if path.parts[0] in FOLDERS else len(FOLDERS)
+
+    items.sort(key=rank)
+
+
 @dataclass(frozen=True)
 class CommandResult:
     """Result of a command; seconds: its wall time."""
