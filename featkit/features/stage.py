@@ -127,7 +127,7 @@ def with_intensity_range(
         except FeatkitError:  # the caller reports what is wrong
             return method
     else:
-        known = found_range(images, list_images(images) if names is None else names)
+        known = found_range([images / name for name in (list_images(images) if names is None else names)])
     if known is None:
         return method
     decoding = decoding.model_copy(update={"intensity_range": known})

@@ -19,6 +19,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
 from featkit.images.exif import some_names
+from featkit.images.intensity import found_range
 from featkit.images.masks import masked
 from featkit.images.read import DecodeConfig, alpha_channel, as_stored, decode, stored_size
 from featkit.io.artifact import inside, write_bytes
@@ -230,14 +231,17 @@ def write_pictures(
 ) -> list[str]:
     """Write undistorted photographs and their masks; returns the names of photographs with hidden pixels.
 
-    A file that needs no change is copied. with_alpha renames images of `undistorted` that become .png. Raises
+    A file that needs no change is copied; others are written with 8 bits, with one black and white for all files that
+    have more. with_alpha renames images of `undistorted` that become .png. Raises
     BadInputError for a photograph or a mask that cannot be read, NotWritableError.
     """
     images = sorted((image for image in undistorted.model.images.values() if image.has_pose), key=lambda i: i.name)
+    paths = [pictures.files[undistorted.old_names[image.name]] for image in images]
+    decoding = DecodeConfig(min_alpha=0, intensity_range=found_range(paths))
 
     def write(image: pycolmap.Image) -> tuple[pycolmap.Image, str, bool]:
         camera = model.cameras[model.images[image.image_id].camera_id]
-        return image, *_write_picture(image.name, undistorted.old_names[image.name], camera, pictures, config)
+        return image, *_write_picture(image.name, undistorted.old_names[image.name], camera, pictures, config, decoding)
 
     hidden = []
     with (
@@ -254,7 +258,12 @@ def write_pictures(
 
 
 def _write_picture(
-    name: str, old_name: str, camera: pycolmap.Camera, pictures: Pictures, config: PictureConfig
+    name: str,
+    old_name: str,
+    camera: pycolmap.Camera,
+    pictures: Pictures,
+    config: PictureConfig,
+    decoding: DecodeConfig,
 ) -> tuple[str, bool]:
     """Write one photograph; returns its final name, and whether pixels are hidden."""
     path = pictures.files[old_name]
@@ -268,11 +277,11 @@ def _write_picture(
         and path.suffix.lower() in KEPT_SUFFIXES
         and not (is_hidden and pictures.with_alpha)
     ):
-        image = decode(path, DecodeConfig(min_alpha=0))
+        image = decode(path, decoding)
         if image.orientation in (0, 1):
             write_bytes(inside(pictures.folder, name), path.read_bytes())
             return name, is_hidden
-    image = decode(path, DecodeConfig(min_alpha=0), colour=True)
+    image = decode(path, decoding, colour=True)
     pixels = _undistort_pixels(as_stored(image.pixels, image.orientation), camera, config)[..., ::-1]
     if opacity is not None and pictures.with_alpha:
         name = str(PurePosixPath(name).with_suffix(".png"))

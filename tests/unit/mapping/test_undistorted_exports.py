@@ -158,6 +158,19 @@ def test_gaussian_splatting_projects_points_onto_the_photographs(lens: str, tmp_
     assert np.mean(errors) < 0.08
 
 
+def test_photographs_of_12_of_16_bits_are_not_black(tmp_path: Path) -> None:
+    """Undistorted photographs have 8 bits, with one black and white for all files that have more."""
+    model = make_scene(tmp_path)
+    for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
+        values = np.asarray(Image.open(path)).astype(np.uint16)
+        Image.fromarray(values * np.uint16(16 if number else 2)).save(path)
+    export("gaussian-splatting", model, tmp_path / "out")
+    brightest = [int(np.asarray(Image.open(path)).max()) for path in sorted((tmp_path / "out" / "images").iterdir())]
+    assert len(brightest) == 4
+    assert 20 < brightest[0] < 120
+    assert min(brightest[1:]) > 200
+
+
 def test_names_are_flat_and_sizes_are_bounded(tmp_path: Path) -> None:
     make_scene(tmp_path, nested=True)
     config = ExportConfig(pictures=PictureConfig(resize_max=320))
