@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError, open_input
 
 T = TypeVar("T")
 LARGEST_YAML = 1 << 22  # bytes
@@ -264,8 +264,8 @@ def _configs_in(annotation: Any) -> list[type[Config]]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_YAML + 1)  # a device has no size, and no end
+        with open_input(path) as file:
+            content = file.read(LARGEST_YAML + 1)
         if len(content) > LARGEST_YAML:
             raise BadInputError(f"{path}: larger than {LARGEST_YAML >> 20} MiB; no configuration is that large")
         loaded = _parse_yaml(content.decode("utf-8"))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, open_input
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
 from featkit.images.read import UNREADABLE, decoded, jpeg_2000_depths, open_header
@@ -38,7 +38,7 @@ def is_deep(path: Path) -> bool:
     if path.suffix.lower() not in DEEP_SUFFIXES:
         return False
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             head = file.read(HEAD)
         if head.startswith(PNG):
             return head[PNG_DEPTH_AT : PNG_DEPTH_AT + 1] == b"\x10"

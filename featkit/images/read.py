@@ -311,9 +311,14 @@ def size_in_file(header: Image.Image) -> tuple[int, int]:
 
 
 def open_header(source: Path | BytesIO) -> Image.Image:
-    """Open an image with Pillow without decoding it. Pillow's global pixel limit is lifted; featkit has its own."""
+    """Open an image with Pillow without decoding it. Pillow's global pixel limit is lifted; featkit has its own.
+
+    Raises BadInputError for a pipe or a device, and Pillow's errors (UNREADABLE).
+    """
     if _is_heif(source):
         reads_heif()
+    if isinstance(source, Path):
+        refuse_pipe(source)
     with _PILLOW_LIMIT:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None

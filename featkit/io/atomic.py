@@ -13,13 +13,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError, FeatkitError, NotWritableError, blaming
+from featkit.core.errors import NOT_WAITING, BadInputError, FeatkitError, NotWritableError, blaming, open_input
 from featkit.core.run_file import RUN_FILE, VERSION
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with TextIOWrapper(open_input(path), encoding="utf-8-sig") as file:
             while block := file.readline(LONGEST + 1):
                 if (len(block) > LONGEST and block[-1] != "\n") or "\0" in block:
                     raise BadInputError(f"{path}:{number + 1}: not a text file (an endless line, or a zero byte)")
@@ -59,8 +60,8 @@ def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """The value in a json file. what, remedy: see `errors.blaming`. Raises BadInputError."""
     with blaming(path, what, remedy):
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)  # a device has no size, and no end
+        with open_input(path) as file:
+            content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise BadInputError(f"{path}: larger than {LARGEST >> 20} MiB, so not {what}; {remedy}")
         return json.loads(content.decode("utf-8"))
@@ -119,7 +120,6 @@ HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
 ONNX = re.compile(rb"\x08.\x12\x07featkit", re.DOTALL)  # the first fields of a file: IR version, producer
 SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
 FOREIGN = "was not made by featkit, so it is not replaced; choose another --out, or remove it yourself"
-NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # in case of a named pipe
 
 
 def read_stamp(path: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, open_input
 from featkit.core.types import Features
 from featkit.io import h5, shards
 from featkit.io.h5 import attribute
@@ -331,7 +331,7 @@ def files_digest(files: Sequence[Path]) -> str:
     hashed = hashlib.sha256()
     for path in files:
         try:
-            with path.open("rb") as file:
+            with open_input(path) as file:
                 while chunk := file.read(CHUNK):
                     hashed.update(chunk)
         except OSError as error:
