@@ -23,9 +23,10 @@ from featkit.core.types import Pose
 from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.features import stage as extraction
 from featkit.features.stage import config_of_features
+from featkit.io import h5
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
-from featkit.io.lists import Intrinsics, read_intrinsics_list, read_poses, respelled
+from featkit.io.lists import Intrinsics, read_intrinsics_list, read_pairs, read_poses, respelled
 from featkit.io.shards import write_index
 from featkit.localization import stage as localize
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
@@ -102,6 +103,7 @@ def run(
     output = output or found.folder / ("localize" if not number else f"localize-{number}")
     refuse_foreign(*(output / name for name in WRITTEN), *([] if pairs else [output / "pairs.txt"]))
     true_poses = None if truth is None else read_poses(truth)
+    _check_pairing_files(pairs, retrieval)
     names, readable, cameras = _read_queries(config, queries, intrinsics, only)
     extractor = extraction.extraction_method(
         config_of_features(found.features, config.workers, config.keypoints), device=device
@@ -150,6 +152,15 @@ def run(
         )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return LocalizationResult(output, report, results, metrics, others)
+
+
+def _check_pairing_files(pairs: Path | None, retrieval: Sequence[Path]) -> None:
+    """Raise BadInputError for files that cannot be read, before any work."""
+    if pairs is not None:
+        read_pairs(pairs, directed=True)
+    for path in retrieval:
+        with h5.reading(path):
+            pass
 
 
 def _read_queries(

@@ -121,8 +121,8 @@ def open_input(path: Path) -> BinaryIO:
     A pipe that is open already, such as bash's `<(command)`, is read once and kept, since several stages read a list.
     Raises BadInputError for other pipes, and devices; OSError if the file cannot be opened.
     """
-    if DESCRIPTOR.fullmatch(str(path)) and stat.S_ISFIFO(path.stat().st_mode):
-        return BytesIO(_read_stream(str(path)))
+    if DESCRIPTOR.fullmatch(str(path)) and stat.S_ISFIFO((status := path.stat()).st_mode):
+        return BytesIO(_read_stream(str(path), (status.st_dev, status.st_ino)))
     refuse_pipe(path)
     file = open(os.open(path, os.O_RDONLY | NOT_WAITING), "rb")  # noqa: SIM115 the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced since
@@ -132,7 +132,8 @@ def open_input(path: Path) -> BinaryIO:
 
 
 @functools.cache
-def _read_stream(path: str) -> bytes:
+def _read_stream(path: str, pipe: tuple[int, int]) -> bytes:
+    """What comes from a pipe until it ends; once for each pipe, by its device and number."""
     with open(path, "rb") as file:
         content = file.read(LONGEST_STREAM + 1)
     if len(content) > LONGEST_STREAM:
