@@ -10,7 +10,6 @@ from typing import Any
 
 import pycolmap
 import pytest
-from PIL import Image
 
 from featkit.core.config import read_yaml
 from featkit.core.errors import BadInputError
