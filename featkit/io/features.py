@@ -23,7 +23,7 @@ from featkit.core.errors import BadInputError, open_input
 from featkit.core.types import Features
 from featkit.io import h5, shards
 from featkit.io.h5 import attribute
-from featkit.io.h5_items import array_of, dataset_of, find, has
+from featkit.io.h5_items import array_of, dataset_of, find, has, refuse_too_large
 from featkit.io.journal import DAMAGE, explains_damage
 
 LARGEST_PX = 1e5
@@ -131,7 +131,7 @@ class FeatureStore:
 
     @explains_damage
     def count(self, name: str) -> int:
-        """Number of keypoints of one image, without reading them."""
+        """Number of keypoints of one image, without reading them. Raises BadInputError if they do not fit."""
         return int(dataset_of(self._group(name), "keypoints", ndim=2).shape[0])
 
     @explains_damage
@@ -150,13 +150,16 @@ class FeatureStore:
         return h5.root_attributes(self._file)
 
     def write(self, name: str, features: Features, source: str = "") -> None:
-        """Write the features of one image as a transaction."""
+        """Write the features of one image as a transaction. Raises BadInputError for more than can be read."""
         datasets = {
             "keypoints": features.keypoints.astype(np.float32, copy=False),
             "descriptors": np.ascontiguousarray(features.descriptors.T),
             "scores": features.scores.astype(np.float32, copy=False),
             "image_size": np.asarray(features.image_size, dtype=np.int64),
         }
+        for part in ("keypoints", "descriptors"):
+            where = f"{self.path}: {part!r} of {name!r}"
+            refuse_too_large(datasets[part].shape, datasets[part].dtype.itemsize, where)
         if features.scales is not None:
             datasets["scales"] = features.scales.astype(np.float32, copy=False)
         if features.oris is not None:

@@ -141,6 +141,7 @@ def _finite_rows(rows: Tensor) -> Tensor:
 
 
 MEMBERS = 32  # entries per group of a row; tiles have a multiple of this many columns
+LARGEST_TILE = 1 << 26  # entries, 256 MB: the rows of a tile are fewer for more than 65,536 columns
 FEW, GROUPS = 8, 4  # in a column: entries per small group, small groups per large one; tiles are multiples of both
 
 
@@ -158,12 +159,13 @@ def top_two(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[TopTwo, T
     n, m = len(a), len(b)
     columns = -(-m // MEMBERS) * MEMBERS
     product = product_of(a, b, columns)
-    tile = torch.empty(product.tile_rows, columns, dtype=product.dtype, device=a.device)
+    tile_rows = max(FEW * GROUPS, min(product.tile_rows, LARGEST_TILE // columns // (FEW * GROUPS) * FEW * GROUPS))
+    tile = torch.empty(tile_rows, columns, dtype=product.dtype, device=a.device)
     rows: list[TopTwo] = []
     none = tile.new_full((m,), product.nothing)
     backward = TopTwo(torch.zeros(m, dtype=torch.long, device=a.device), none, none.clone())
-    for start in range(0, n, product.tile_rows):
-        part = tile[: min(product.tile_rows, n - start)]
+    for start in range(0, n, tile_rows):
+        part = tile[: min(tile_rows, n - start)]
         tile[len(part) :] = product.nothing
         product.compute(start, part)
         rows.append(_best_in_rows(part, product.nothing))
