@@ -133,8 +133,8 @@ def dataset_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | Non
         raise BadInputError(f"{where} holds {dataset.dtype}, not {wanted}; make the file again")
     if ndim is not None and len(dataset.shape or ()) != ndim:
         raise BadInputError(f"{where} has the shape {dataset.shape}, but needs {ndim} axes; make the file again")
-    refuse_too_large(dataset.shape or (), dataset.dtype.itemsize, where)
     refuse_unreal(dataset, where)
+    refuse_too_large(dataset.shape or (), dataset.dtype.itemsize, where)
     return dataset
 
 
