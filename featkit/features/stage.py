@@ -325,11 +325,22 @@ def config_of_features(features: Path, workers: int = 0, keypoints: Path | None 
         raise BadInputError(f"{features}: does not record how it was made; queries cannot be extracted the same way")
     if stored.get("keypoints_digest") and keypoints is None:
         raise BadInputError(
-            f"{features}: describes keypoints of another detector, so other images need theirs: --keypoints FILE of"
-            " `featkit localize` or `extend` (`serve` cannot take this map)"
+            f"{features}: describes keypoints of another detector (--keypoints), so other images need theirs:"
+            " --keypoints FILE of `featkit localize` or `extend`"
         )
     others = {"skip_broken": True, "workers": workers, "keypoints": keypoints, "keypoints_digest": ""}
     return make(ExtractConfig, {**stored, **others}, where=str(features))
+
+
+def refuse_given_keypoints(features: Path) -> None:
+    """Raise BadInputError for features of given keypoints, if there will be no keypoints of the other images."""
+    with open_features(features) as store:
+        stored = store.attributes().get("config")
+    if isinstance(stored, dict) and stored.get("keypoints_digest"):
+        raise BadInputError(
+            f"{features}: describes keypoints of another detector (--keypoints), which photographs sent to a server do"
+            " not bring along; use `featkit localize --keypoints FILE`, or map with features that detect their own"
+        )
 
 
 @dataclass(frozen=True)

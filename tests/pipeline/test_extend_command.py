@@ -121,10 +121,15 @@ def test_a_map_of_given_keypoints(mapped_scene: Any, tmp_path: Path) -> None:
     larger = read_model(tmp_path / "out" / "sparse" / "0")
     assert compare_with_truth(larger, true_poses(mapped_scene)).centre.max() < 0.05
     refused(run(*command, "-q", "--keypoints", other), 3, "has other keypoints than", "other.h5; add --overwrite")
-    refused(run(*command, "-q"), 3, "describes keypoints of another detector", "--keypoints FILE", "`serve` cannot")
+    refused(
+        run(*command, "-q"),
+        3,
+        "describes keypoints of another detector",
+        "--keypoints FILE of `featkit localize` or `extend`",
+    )
     detected = run("extend", mapped_scene.folder, queries, "-q", "-o", tmp_path / "no", "--keypoints", new)
     refused(detected, 2, "detect their own keypoints; leave it out")
-    with pytest.raises(BadInputError, match="`serve` cannot take this map"):
+    with pytest.raises(BadInputError, match="which photographs sent to a server do not bring along"):
         Localizer(scene)
 
 
