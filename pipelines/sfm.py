@@ -156,6 +156,10 @@ def _read_input(
 ) -> SceneInput:
     """Read and check all that is given, before any work. Raises featkit's errors."""
     check_camera_config(config.map.camera)
+    if reference is not None and config.map.mapper != "incremental":
+        raise UsageError(
+            f"--reference gives the poses, so nothing is left for --mapper {config.map.mapper}; leave it out"
+        )
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
     names, without_pose = usable_images(images, None if known is None else known.poses.keys())

@@ -223,8 +223,11 @@ def check_field(config_type: type[Config], name: str, value: Any, where: str) ->
 
 def _explain_error(config_type: type[Config], problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if isinstance(problem["input"], dict) and problem["type"] == "value_error":  # of several fields, which it names
+        return f"{name}: {message}".removeprefix(": ")
     if problem["type"] != "extra_forbidden":
-        return f"{name}: {problem['msg']} (got {problem['input']!r})"
+        return f"{name}: {message} (got {problem['input']!r})"
     known = _inner_config(config_type, problem["loc"][:-1]).model_fields
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

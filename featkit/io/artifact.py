@@ -37,7 +37,7 @@ from featkit import __version__
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, NotWritableError
 from featkit.io import atomic
-from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, refuse_foreign, with_a_name
+from featkit.io.atomic import EXISTS, FOREIGN, STAMP, VERSION, is_foreign, is_stamped, refuse_foreign, with_a_name
 
 MARK = "made-by-featkit"  # file that marks a temporary folder
 OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, no waiting for pipes; not on Windows
@@ -331,6 +331,15 @@ def _remove_container(container: Path) -> None:
     container.rmdir()
 
 
+def refuse_existing(folder: Path, names: Iterable[str]) -> None:
+    """Raise BadInputError for files that `place_files` would refuse without `overwrite`, before they are made."""
+    existing = next((name for name in names if os.path.lexists(inside(folder, name))), None)
+    if existing is not None and existing not in atomic.stamped_files(folder / STAMP):
+        raise BadInputError(f"{folder / existing}: {FOREIGN}")
+    if existing is not None:
+        raise BadInputError(f"{folder / existing}: {EXISTS}")
+
+
 def place_files(
     new: Path, folder: Path, *, overwrite: bool = False, stamp: Path | None = None, only: bool = False, **described: Any
 ) -> list[Path]:
@@ -355,9 +364,7 @@ def place_files(
             if checksum is None or (checksum != recorded.get(name.as_posix()) and not _has_content(path, data)):
                 raise BadInputError(f"{path}: {FOREIGN}")
         if existing and not overwrite:
-            raise BadInputError(
-                f"{folder / existing[0]}: exists already; --overwrite replaces it, or choose another --out"
-            )
+            raise BadInputError(f"{folder / existing[0]}: {EXISTS}")
         for name in existing:
             (folder / name).unlink()
         if only:

@@ -119,6 +119,7 @@ HDF5, SQLITE, ZIP = b"\x89HDF\r\n\x1a\n", b"SQLite format 3\0", b"PK\x03\x04"
 HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
 ONNX = re.compile(rb"\x08.\x12\x07featkit", re.DOTALL)  # the first fields of a file: IR version, producer
 SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
+EXISTS = "exists already; --overwrite replaces it, or choose another --out"
 FOREIGN = "was not made by featkit, so it is not replaced; choose another --out, or remove it yourself"
 
 

@@ -18,8 +18,18 @@ from jaxtyping import Float, UInt8
 from featkit.core.config import Config, Count, Side
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
 from featkit.images.masks import find_masks
-from featkit.io.artifact import explained, inside, making, part_of, place_files, scratch, write_stamp, write_text
-from featkit.io.atomic import is_stamped, read_stamp, refuse_foreign
+from featkit.io.artifact import (
+    explained,
+    inside,
+    making,
+    part_of,
+    place_files,
+    refuse_existing,
+    scratch,
+    write_stamp,
+    write_text,
+)
+from featkit.io.atomic import EXISTS, is_stamped, read_stamp, refuse_foreign
 from featkit.io.lists import format_pairs, write_ply, write_poses
 from featkit.mapping.cameras import to_intrinsics, to_pose
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
@@ -130,6 +140,9 @@ def export(
         return _write_ply(source, output, overwrite)
     if output.exists() and not output.is_dir():
         raise NotWritableError(f"{output}: is a file; choose a folder with --out")
+    if form in WITH_PHOTOGRAPHS and not overwrite:
+        pictures = [f"{IMAGES}/{name}" for name in names] if form in UNDISTORTED or config.undistort else []
+        refuse_existing(output, [WITH_PHOTOGRAPHS[form], *pictures])
     with scratch(part_of(output)) as part:
         result = FOLDERS[form](source, part, output)
         for name, text in alignment_files(folder).items():
@@ -149,7 +162,7 @@ def _write_ply(source: Source, output: Path, overwrite: bool) -> Exported:
     if len(points) == 0:
         raise EmptyResultError(f"{source.folder}: this model has no points")
     if output.exists() and not overwrite:
-        raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")
+        raise BadInputError(f"{output}: {EXISTS}")
     return Exported([write_ply(output, points, colours)], len(source.registered), len(points))
 
 
@@ -295,7 +308,11 @@ FOLDERS: dict[str, Writer] = {
 }
 FORMATS = ("gaussian-splatting", "nerfstudio", "dense", "ply", "text", "hloc")
 UNDISTORTED = ("gaussian-splatting", "dense")  # always
-WITH_PHOTOGRAPHS = (*UNDISTORTED, "nerfstudio")
+WITH_PHOTOGRAPHS = {  # and a file that each of them writes
+    "gaussian-splatting": f"{SPARSE}/0/cameras.bin",
+    "dense": f"{SPARSE}/cameras.bin",
+    "nerfstudio": TRANSFORMS,
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -64,14 +64,25 @@ def find_photographs(model_folder: Path, names: Sequence[str], folders: Sequence
 
 
 def existing_photographs(model_folder: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """Like `find_photographs`, without missing files. Raises BadInputError for a name that leaves the folder."""
+    """Like `find_photographs`, without missing files.
+
+    Raises BadInputError for a name that leaves the folder, and for a folder that does not exist.
+    """
     found: dict[str, Path] = {}
+    refuse_missing_folders(folders)
     if folders:
         for folder in reversed(folders):
             found |= _files_in_folder(folder, names)
         return found
     near = [model_folder.resolve(), *model_folder.resolve().parents[:NEAR]]
     return max((_files_in_folder(folder, names) for base in near for folder in (base / "images", base)), key=len)
+
+
+def refuse_missing_folders(folders: Sequence[Path]) -> None:
+    """Raise BadInputError for a given folder of photographs that does not exist."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise BadInputError(f"{folder}: no such folder; --images names one that holds the map's photographs")
 
 
 def _files_in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:
