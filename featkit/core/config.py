@@ -92,6 +92,8 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 """Probability of having drawn an outlier-free sample, at which a robust estimator stops."""
 Factor = Annotated[float, Field(gt=0, le=1e6)]
 """A factor, or another positive quantity without a unit."""
+Magnification = Annotated[float, Field(ge=0.1, le=1000)]
+"""Side of a patch divided by its keypoint's scale. A smaller patch is of one colour; a larger one leaves any image."""
 FactorOrZero = Annotated[float, Field(ge=0, le=1e6)]
 """A factor or weight; may be 0."""
 Epsilon = Annotated[float, Field(gt=0, le=1)]

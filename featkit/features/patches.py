@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Count, Factor, Later, Pixels, Runtime
+from featkit.core.config import Config, Count, Later, Magnification, Pixels, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, PatchArray
 from featkit.features.base import BYTE, pack_bits
@@ -41,7 +41,7 @@ class PatchesConfig(Config):
     """COLMAP's SIFT options for detection. `upright` skips orientation estimation; `normalization` has no effect."""
     max_keypoints: Count | None = None
     """Maximum keypoints per image, which is also the detector's budget. None: the detector's own budget."""
-    magnification: Factor = 12.0
+    magnification: Magnification = 12.0
     """Side of a patch divided by the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""
     cut_px: int = Field(64, ge=0, le=1024)
     """Side of the cropped patches, px, before resizing to the network's input; 0: crop at the network's input size."""
