@@ -29,7 +29,7 @@ from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import SPHERE, check_camera_config, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
-from featkit.mapping.outcome import warn_if_few
+from featkit.mapping.outcome import rig_warnings, warn_if_few
 from featkit.mapping.reference import Reference, read_reference
 from featkit.mapping.rigs import FOLDERS, Rig, add_rig_intrinsics, in_order, read_rigs, shared_camera_keys
 from featkit.mapping.scene import image_folder, output_folder, usable_images
@@ -190,6 +190,7 @@ def _record(
             sparse, database, given.names, given.truth,
             align=given.reference is None, without_pose=given.without_pose, rigs=given.rigs,
         )  # fmt: skip
+        metrics["warnings"] += rig_warnings(database, sparse) if given.rigs else []
         metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
         reconstruction_report(ran, metrics, given.images, output / "features.h5", database, sparse, report)
     write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")

@@ -159,6 +159,15 @@ def test_failed_runs_keep_existing_files(mapped_scene: Any, tmp_path: Path) -> N
     refused(run(*command, tmp_path / "nowhere"), 3, "nowhere", "no such folder")
     refused(run("extend", queries, queries, "-q", "-o", out), 3, "no COLMAP model")
     refused(run(*command, queries, "--prune"), 3, "none of the map's 6 photographs")
+    one = tmp_path / "one"
+    one.mkdir()
+    for path in (scene / "images" / "0000.jpg", sorted(queries.iterdir())[0]):
+        shutil.copy(path, one)
+    refused(run(*command, one, "--prune"), 3, "has 1 of the map's 6 photographs")
+    refused(run(*command, queries, "--images", tmp_path / "nowhere"), 3, "nowhere: no such folder")
+    refused(run(*command, queries, "--camera-model", "PINHOL"), 2, "--camera-model PINHOL: there is")
+    refused(run(*command, queries, "--camera-params", "1,2,3"), 2, "--camera-params")
+    assert not out.exists()  # refused before any work
     refused(run("extend", scene, queries, "-q", "-o", mapped_scene.output), 3, "is the map itself")
     refused(run(*command, queries, "--features", "dog+hynet"), 2, "--features dog+hynet: the map's are rootsift")
     other = tmp_path / "other"

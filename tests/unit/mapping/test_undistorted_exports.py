@@ -281,6 +281,18 @@ def full_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.parametrize("form", ["gaussian-splatting", "dense", "nerfstudio"])
+def test_existing_files_are_refused_before_the_work(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier export, and the scene's own folder: no photograph is undistorted first."""
+    folder, config = make_scene(tmp_path), ExportConfig(undistort=form == "nerfstudio")
+    export(form, folder, tmp_path / "out", config=config)
+    monkeypatch.setattr("featkit.mapping.export.write_pictures", None)
+    with pytest.raises(BadInputError, match="exists already; --overwrite replaces it"):
+        export(form, folder, tmp_path / "out", config=config)
+    with pytest.raises(BadInputError, match=r"(images/0\.png|sparse/cameras\.bin): was not made by featkit"):
+        export(form, folder, tmp_path, config=config)
+
+
 def test_failed_exports_keep_existing_files(tmp_path: Path) -> None:
     folder = make_scene(tmp_path)
     out = tmp_path / "out"
@@ -304,4 +316,4 @@ def test_failed_exports_keep_existing_files(tmp_path: Path) -> None:
         model.delete_point3D(point_id)
     model.write(str(folder))
     with pytest.raises(EmptyResultError, match="Gaussian splatting starts from"):
-        export("gaussian-splatting", folder, out)
+        export("gaussian-splatting", folder, tmp_path / "empty")
