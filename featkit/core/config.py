@@ -56,6 +56,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """Random seed; native code takes 31 bits."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
 """A count of at least one."""
+MAX_KEYPOINTS = 1 << 20
+"""Most keypoints of an image. A 250-megapixel photograph has fewer, and matching them already takes hours."""
+KeypointCount = Annotated[int, Field(ge=1, le=MAX_KEYPOINTS)]
+"""A maximum number of keypoints of an image."""
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 """A count; 0 usually means none or automatic."""
 Trials = Annotated[int, Field(ge=1, le=10**8)]

@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Count, Later, Magnification, Pixels, Runtime
+from featkit.core.config import Config, KeypointCount, Later, Magnification, Pixels, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, PatchArray
 from featkit.features.base import BYTE, pack_bits
@@ -39,7 +39,7 @@ class PatchesConfig(Config):
     """Name of weights in weights/manifest.json, or the path of a safetensors file."""
     detector: SiftConfig = SiftConfig()
     """COLMAP's SIFT options for detection. `upright` skips orientation estimation; `normalization` has no effect."""
-    max_keypoints: Count | None = None
+    max_keypoints: KeypointCount | None = None
     """Maximum keypoints per image, which is also the detector's budget. None: the detector's own budget."""
     magnification: Magnification = 12.0
     """Side of a patch divided by the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""

@@ -332,17 +332,6 @@ def config_of_features(features: Path, workers: int = 0, keypoints: Path | None 
     return make(ExtractConfig, {**stored, **others}, where=str(features))
 
 
-def refuse_given_keypoints(features: Path) -> None:
-    """Raise BadInputError for features of given keypoints, if there will be no keypoints of the other images."""
-    with open_features(features) as store:
-        stored = store.attributes().get("config")
-    if isinstance(stored, dict) and stored.get("keypoints_digest"):
-        raise BadInputError(
-            f"{features}: describes keypoints of another detector (--keypoints), which photographs sent to a server do"
-            " not bring along; use `featkit localize --keypoints FILE`, or map with features that detect their own"
-        )
-
-
 @dataclass(frozen=True)
 class DetectedImage:
     """An image after detection. image: without its pixels. detected: the extractor's intermediate result.

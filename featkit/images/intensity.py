@@ -18,7 +18,8 @@ import numpy as np
 from featkit.core.errors import BadInputError, open_input
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
-from featkit.images.read import UNREADABLE, decoded, jpeg_2000_depths, open_header
+from featkit.images import jpeg_2000
+from featkit.images.read import UNREADABLE, decoded, open_header
 
 LOGGER = logging.getLogger(__name__)
 PNG, PNG_DEPTH_AT = b"\x89PNG\r\n\x1a\n", 24
@@ -46,7 +47,7 @@ def is_deep(path: Path) -> bool:
             return int(found[1]) > 255
         with open_header(path) as header:
             if header.format == "JPEG2000":
-                return max(jpeg_2000_depths(path.read_bytes()), default=0) > 8
+                return max(jpeg_2000.depths(path.read_bytes()), default=0) > 8
             if header.format != "TIFF":
                 return False
             bits = header.tag_v2.get(BITS_PER_SAMPLE, 1)  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from featkit.core.config import Config, Factor, Later, Number
 from featkit.core.errors import BadInputError, refuse_pipe
 from featkit.core.types import Features, turned
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
+from featkit.images import jpeg_2000
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
@@ -56,9 +57,6 @@ BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}
 DEEP_MODE = "I"  # how Pillow's modes of 16-bit grey begin
 WIDE_TIFF_MODES = {"I", "F"}
 """Pillow's modes of a TIFF of signed or 32-bit integers, or of floats; it reads no such file with several channels."""
-CODESTREAM = b"\xff\x4f\xff\x51"  # beginning of JPEG 2000's image data: the markers SOC and SIZ
-COMPONENTS_AT, DEPTHS_AT = 40, 42  # from there: number of components, then three bytes each, depth - 1 first
-DEEPEST = 16  # bits of the deepest integers that are read
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 HEIC_EXTRA = "a HEIC photograph; pip install 'featkit[heic]' to read it, or convert it to JPEG"
@@ -210,46 +208,17 @@ def _decode_with_pillow(data: bytes, colour: bool, any_depth: bool) -> Shaped[np
     """Pixels as OpenCV would return them (BGR, or grey with its weights); for an animation the first frame."""
     try:
         with open_header(BytesIO(data)) as image:
-            depths = jpeg_2000_depths(data) if image.format == "JPEG2000" else ()
+            depths = jpeg_2000.depths(data) if image.format == "JPEG2000" else ()
             if image.mode.startswith(DEEP_MODE):  # which Pillow would clip at 255
                 values = np.asarray(image).astype(np.uint16)
                 pixels = cv2.cvtColor(values if any_depth else (values >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
             elif max(depths, default=0) > 8:  # of which Pillow would keep the upper 8 bits
-                return _decode_deep_jpeg_2000(data, depths, colour, any_depth)
+                return jpeg_2000.decode_deep(data, depths, colour, any_depth)
             else:
                 pixels = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except UNREADABLE:
         return None
     return pixels if colour else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-
-
-def jpeg_2000_depths(data: bytes) -> tuple[int, ...]:
-    """Bits of each component of a JPEG 2000 file; above 128 for signed numbers. Empty if the file has no such header.
-
-    Source: ITU-T T.800, annex A.5.1 (image and tile size).
-    """
-    start = data.find(CODESTREAM)
-    if start < 0 or len(data) < start + DEPTHS_AT:
-        return ()
-    (components,) = struct.unpack_from(">H", data, start + COMPONENTS_AT)
-    return tuple(depth + 1 for depth in data[start + DEPTHS_AT :][: 3 * components : 3])
-
-
-def _decode_deep_jpeg_2000(
-    data: bytes, depths: tuple[int, ...], colour: bool, any_depth: bool
-) -> Shaped[np.ndarray, "h w *c"] | None:
-    """Colours of more than 8 bits, scaled to 16 bits as Pillow scales grey; None if OpenCV does not read them."""
-    if len(set(depths[:3])) > 1 or depths[0] > DEEPEST:
-        return None
-    flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_ANYDEPTH
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        return None
-    if pixels is None or pixels.dtype != np.uint16:
-        return None
-    pixels = pixels << (DEEPEST - depths[0])
-    return pixels if any_depth else (pixels >> 8).astype(np.uint8)
 
 
 def _opaque_pixels(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:

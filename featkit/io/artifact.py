@@ -331,15 +331,6 @@ def _remove_container(container: Path) -> None:
     container.rmdir()
 
 
-def refuse_existing(folder: Path, names: Iterable[str]) -> None:
-    """Raise BadInputError for files that `place_files` would refuse without `overwrite`, before they are made."""
-    existing = next((name for name in names if os.path.lexists(inside(folder, name))), None)
-    if existing is not None and existing not in atomic.stamped_files(folder / STAMP):
-        raise BadInputError(f"{folder / existing}: {FOREIGN}")
-    if existing is not None:
-        raise BadInputError(f"{folder / existing}: {EXISTS}")
-
-
 def place_files(
     new: Path, folder: Path, *, overwrite: bool = False, stamp: Path | None = None, only: bool = False, **described: Any
 ) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from featkit.core.config import MAX_KEYPOINTS
 from featkit.core.errors import BadInputError
 
 LINKED = "shards"  # root attribute of an index (io/shards.py): the number of its shards
@@ -24,8 +25,8 @@ MAX_RATIO = 200
 """Largest ratio of array size to compressed size; features and matches are below 10, constant scores at 150."""
 FLOOR_BYTES = 64 << 20
 """Array size, bytes, up to which the ratio is not checked: small arrays may compress well, or have missing chunks."""
-MAX_ROWS = 1 << 20
-"""Most keypoints of an image. A 250-megapixel photograph has fewer, and matching them already takes hours."""
+MAX_ROWS = MAX_KEYPOINTS
+"""Longest axis of an item's array."""
 MAX_ARRAY_BYTES = 1 << 30
 """Largest array of an item: a million keypoints with 256 numbers of 32 bits each."""
 KINDS = {"b": "truth values", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}

@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt8
 from pydantic import Field
 
 from featkit.core.config import Config, Factor, Megabytes, Runtime, Seconds, Seed
-from featkit.core.errors import UsageError
+from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches, Pair
@@ -31,7 +31,6 @@ from featkit.features.stage import (
     config_of_features,
     extract_one,
     extraction_method,
-    refuse_given_keypoints,
     to_file_pixels,
 )
 from featkit.images.read import DecodedImage, decode, from_pixels
@@ -96,6 +95,17 @@ class ServedConfig(LocalizerConfig):
     """Limits of the server."""
 
 
+def _refuse_given_keypoints(features: Path) -> None:
+    """Raise BadInputError for features of given keypoints, if there will be no keypoints of the other images."""
+    with open_features(features) as store:
+        stored = store.attributes().get("config")
+    if isinstance(stored, dict) and stored.get("keypoints_digest"):
+        raise BadInputError(
+            f"{features}: describes keypoints of another detector (--keypoints), which photographs sent to a server do"
+            " not bring along; use `featkit localize --keypoints FILE`, or map with features that detect their own"
+        )
+
+
 class Localizer:
     """Localizes images in one map. Thread-safe: threads extract in parallel, and match one at a time."""
 
@@ -117,7 +127,7 @@ class Localizer:
         self.config = config or LocalizerConfig()
         check_camera_config(self.config.localize.camera)
         map_files = find_map(Path(map_folder), None if features is None else Path(features), number)
-        refuse_given_keypoints(map_files.features)
+        _refuse_given_keypoints(map_files.features)
         self._device = device
         self._method = extraction_method(config_of_features(map_files.features, workers=1), device=device)
         self._matcher: Matcher = resolve("matcher", self.config.matcher, self.config.matching, device).built

@@ -24,12 +24,11 @@ from featkit.io.artifact import (
     making,
     part_of,
     place_files,
-    refuse_existing,
     scratch,
     write_stamp,
     write_text,
 )
-from featkit.io.atomic import EXISTS, is_stamped, read_stamp, refuse_foreign
+from featkit.io.atomic import EXISTS, FOREIGN, STAMP, is_stamped, read_stamp, refuse_foreign, stamped_files
 from featkit.io.lists import format_pairs, write_ply, write_poses
 from featkit.mapping.cameras import to_intrinsics, to_pose
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
@@ -142,7 +141,7 @@ def export(
         raise NotWritableError(f"{output}: is a file; choose a folder with --out")
     if form in WITH_PHOTOGRAPHS and not overwrite:
         pictures = [f"{IMAGES}/{name}" for name in names] if form in UNDISTORTED or config.undistort else []
-        refuse_existing(output, [WITH_PHOTOGRAPHS[form], *pictures])
+        _refuse_existing(output, [WITH_PHOTOGRAPHS[form], *pictures])
     with scratch(part_of(output)) as part:
         result = FOLDERS[form](source, part, output)
         for name, text in alignment_files(folder).items():
@@ -154,6 +153,15 @@ def export(
     return Exported(
         [output / name for name in written], len(names), model.num_points3D(), result.notes, result.residual_px
     )
+
+
+def _refuse_existing(folder: Path, names: Sequence[str]) -> None:
+    """Raise BadInputError for files that `place_files` would refuse without `overwrite`, before they are made."""
+    existing = next((name for name in names if os.path.lexists(inside(folder, name))), None)
+    if existing is not None and existing not in stamped_files(folder / STAMP):
+        raise BadInputError(f"{folder / existing}: {FOREIGN}")
+    if existing is not None:
+        raise BadInputError(f"{folder / existing}: {EXISTS}")
 
 
 def _write_ply(source: Source, output: Path, overwrite: bool) -> Exported:

@@ -165,6 +165,7 @@ def test_a_wrong_number_is_one_line_before_any_work(assignment: str) -> None:
         {"octave_resolution": 1e8},
         {"first_octave": -20},
         {"max_keypoints": int("9" * 23)},
+        {"max_keypoints": 99_999_999},
         {"max_num_features": 0},
         {"peak_threshold": math.nan},
     ],
