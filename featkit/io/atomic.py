@@ -116,6 +116,11 @@ STAMPS = (
 HEAD = 1 << 16  # bytes at the beginning of a file by which it is recognised
 LARGEST = 1 << 28  # bytes; a larger json is not a stamp
 HDF5, SQLITE, ZIP = b"\x89HDF\r\n\x1a\n", b"SQLite format 3\0", b"PK\x03\x04"
+DATABASE, LIST = "a database", "a list"
+KINDS = {
+    HDF5: "a store of features or matches", SQLITE: DATABASE, ZIP: "a pack or checkpoint", b"ply\n": "a point cloud",
+    RUN_FILE: "a saved run",
+}  # fmt: skip
 HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
 ONNX = re.compile(rb"\x08.\x12\x07featkit", re.DOTALL)  # the first fields of a file: IR version, producer
 SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
@@ -179,6 +184,32 @@ def is_foreign(path: Path) -> bool:
         return False
     except OSError as error:
         raise NotWritableError(f"{path}: cannot be replaced ({error.strerror}); choose another --out") from None
+
+
+def refuse_other_kind(path: Path, *kinds: str, part: Path | None = None) -> None:
+    """Raise BadInputError for a file of featkit's that is of another kind than the one that would replace it.
+
+    kinds: of that file, as `kind_of` names them. part: the file itself, in place of its kind.
+    """
+    if not path.is_file() or path.is_symlink():
+        return
+    found, expected = kind_of(_read_head(path)), kinds if part is None else (kind_of(_read_head(part)),)
+    if found not in expected and "" not in (found, *expected):
+        raise BadInputError(f"{path}: is {found}, so it is not replaced by {expected[0]}; choose another --out")
+
+
+def kind_of(head: bytes) -> str:
+    """What a file is, by its first bytes; "" for an empty one."""
+    for begins, kind in KINDS.items():
+        if head.startswith(begins):
+            return kind
+    if head[8:9] == b"{" and SAFETENSORS.search(head):
+        return "a file of weights"
+    if ONNX.match(head):
+        return "an ONNX file"
+    if head.lstrip()[:1] == b"{":
+        return "a json file"
+    return "a page" if head[:9].lower() == b"<!doctype" else LIST if head else ""
 
 
 def is_own_json(path: Path) -> bool:
