@@ -97,8 +97,6 @@ class FeatureStore:
             raise BadInputError(f"{self.path}: {name!r} has keypoints with a scale of 0 or less")
         if points.scales is not None and (points.scales > LARGEST_PX).any():
             raise BadInputError(f"{self.path}: {name!r} has keypoints with a scale of {points.scales.max():.3g} px")
-        if not 0 < points.uncertainty_px <= LARGEST_PX:
-            raise BadInputError(f"{self.path}: {name!r} has an uncertainty of {points.uncertainty_px} px")
         return points
 
     def _read_points(self, name: str) -> Features:
@@ -112,7 +110,7 @@ class FeatureStore:
             image_size=self._read_image_size(group),
             scales=self._read_optional(group, "scales"),
             oris=None if oris is None else np.radians(oris),
-            uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
+            uncertainty_px=self._read_uncertainty(group),
         )
         parts = (points.scores, points.scales, points.oris)
         if any(part is not None and len(part) != len(keypoints) for part in parts):
@@ -142,7 +140,7 @@ class FeatureStore:
     @explains_damage
     def uncertainty_px(self, name: str) -> float:
         """Standard deviation of the keypoints of one image, in pixels."""
-        return float(self._group(name)["keypoints"].attrs.get("uncertainty", 1.0))
+        return self._read_uncertainty(self._group(name))
 
     @explains_damage
     def attributes(self) -> dict:
@@ -201,6 +199,12 @@ class FeatureStore:
         if stored.shape[1] != 2:
             raise BadInputError(f"{self.path}: {group.name!r} has keypoints of {stored.shape[1]} numbers, not x and y")
         return stored
+
+    def _read_uncertainty(self, group: h5py.Group) -> float:
+        found = float(group["keypoints"].attrs.get("uncertainty", 1.0))
+        if not 0 < found <= LARGEST_PX:
+            raise BadInputError(f"{self.path}: {str(group.name).strip('/')!r} has an uncertainty of {found} px")
+        return found
 
     def _read_descriptors(self, group: h5py.Group) -> np.ndarray:
         stored = np.ascontiguousarray(array_of(group, "descriptors", ndim=2).T)
