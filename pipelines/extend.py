@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from featkit.io.features import FeatureStore, extractor_name, open_features
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
 from featkit.io.matches import open_matches
+from featkit.mapping.cameras import CameraConfig, check_camera_config, check_photographs
 from featkit.mapping.covisibility import covisible_pairs
 from featkit.mapping.export import model_tracks
 from featkit.mapping.grow import (
@@ -67,7 +68,7 @@ from featkit.mapping.model import (
     refuse_other_models,
     write_models,
 )
-from featkit.mapping.photographs import find_photographs, names_by_folder
+from featkit.mapping.photographs import find_photographs, names_by_folder, refuse_missing_folders
 from featkit.mapping.scene import find_features, find_model, image_folder
 from featkit.mapping.stage import MapConfig
 from featkit.matching import stage as match
@@ -75,6 +76,7 @@ from featkit.matching.config import MatchWith
 from featkit.pairing.by_retrieval import RetrievalConfig, pairs_with
 
 RECORD = "extend.json"
+MIN_IMAGES = 2  # of a map
 
 
 class ExtendConfig(MatchWith):
@@ -143,6 +145,7 @@ def run(
     made_with = original_config(folder, work.model, config.map)
     recorded = recorded_prefixes(folder)
     frames = _on_rigs(work, recorded, made_with, photographs)
+    _check_cameras(made_with.camera, photographs, work.new, frames)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
@@ -169,7 +172,8 @@ def run(
             pruned = remove_images(work.model, work.gone, folder) if work.gone else []
             old = work.model.num_reg_images()
             sizes = {stored_size(photographs / name) for name in work.new if store.has(name)}
-            new = NewImages(work.new, photographs, made_with.camera, shared_camera(work.model, sizes), frames)
+            shared = None if _names_a_camera(config.map) else shared_camera(work.model, sizes)
+            new = NewImages(work.new, photographs, made_with.camera, shared, frames)
             with scratch(output / ".sparse.work") as temporary:
                 grown = grow(
                     config.grow, made_with, work.model, new, store, found, pairs, temporary, photographs=work.files
@@ -199,6 +203,19 @@ def _check_output(output: Path, folder: Path) -> None:
     refuse_other_models(output / "sparse")
     if (output / "sparse").resolve() in (folder.resolve(), *folder.resolve().parents):
         raise BadInputError(f"{output}: is the map itself, which stays as it is; choose another --out")
+
+
+def _check_cameras(config: CameraConfig, photographs: Path, names: Sequence[str], frames: Sequence[AddedFrame]) -> None:
+    """Check the cameras of the new images that no rig took, before any work. Raises UsageError and BadInputError."""
+    check_camera_config(config)
+    on_rigs = {name for frame in frames for name in frame.images.values()}
+    check_photographs(config, photographs, [name for name in names if name not in on_rigs])
+
+
+def _names_a_camera(changes: Mapping[str, Any]) -> bool:
+    """Whether the user gives the new images' cameras; otherwise they may be from a camera of the map."""
+    camera = changes.get("camera", {})
+    return any(camera.get(key) is not None for key in ("model", "params")) or camera.get("mode", "single") != "single"
 
 
 def _name_those_without_keypoints(left_out: dict[str, str], keypoints: Path) -> None:
@@ -256,11 +273,14 @@ def _find_work(
     listed = list_images(photographs)
     new = [name for name in listed if name not in registered]
     gone = sorted(registered.keys() - set(listed)) if config.prune else []
-    if config.prune and len(gone) == len(registered):
+    alone = all(len(frame.data_ids) == 1 for frame in model.frames.values())  # a rig's frame is removed as a whole
+    if config.prune and len(registered) - len(gone) < (MIN_IMAGES if alone else 1):
+        some = len(registered) - len(gone) or "none"
         raise BadInputError(
-            f"{photographs}: has none of the map's {len(registered)} photographs, and --prune would take all of them"
+            f"{photographs}: has {some} of the map's {len(registered)} photographs, and --prune would take all others"
             " out; give the folder that they are in"
         )
+    refuse_missing_folders(images)
     features = features or _own_features(folder)
     files: dict[str, Path] = {}
     if features is None or any(name in registered for name in listed):

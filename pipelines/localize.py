@@ -17,22 +17,27 @@ import numpy as np
 
 from featkit.core import log
 from featkit.core.config import Runtime, Seed, WorkerCount
-from featkit.core.log import timed
+from featkit.core.errors import BadInputError
+from featkit.core.log import LOGGER, timed
 from featkit.core.registry import resolve
 from featkit.core.types import Pose
 from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.features import stage as extraction
 from featkit.features.stage import config_of_features
+from featkit.images.exif import some_names
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
-from featkit.io.lists import Intrinsics, read_intrinsics_list, read_poses, respelled
+from featkit.io.features import open_features, read_global_descriptors
+from featkit.io.lists import Intrinsics, Spelling, read_intrinsics_list, read_pairs, read_poses, respelled
 from featkit.io.shards import write_index
 from featkit.localization import stage as localize
+from featkit.localization.absolute_pose import MapPoints
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
 from featkit.localization.stage import LocalizeConfig, QueryResult
 from featkit.mapping.align import similarity_to_truth, transform_pose
 from featkit.mapping.cameras import check_camera_config, check_photographs
 from featkit.mapping.model import read_model
+from featkit.mapping.reference import poses_of_model
 from featkit.mapping.scene import MapFiles, find_map, numbered_models, usable_images
 from featkit.matching import stage as match
 from featkit.matching.config import MatchWith
@@ -103,6 +108,8 @@ def run(
     refuse_foreign(*(output / name for name in WRITTEN), *([] if pairs else [output / "pairs.txt"]))
     true_poses = None if truth is None else read_poses(truth)
     names, readable, cameras = _read_queries(config, queries, intrinsics, only)
+    if only is None:
+        _check_given_files(found, features, queries, names, pairs, retrieval)
     extractor = extraction.extraction_method(
         config_of_features(found.features, config.workers, config.keypoints), device=device
     )
@@ -150,6 +157,36 @@ def run(
         )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return LocalizationResult(output, report, results, metrics, others)
+
+
+def _check_given_files(
+    found: MapFiles,
+    features: Path | None,
+    queries: Path,
+    names: Sequence[str],
+    pairs: Path | None,
+    retrieval: Sequence[Path],
+) -> None:
+    """Check files given for the map and for pairing before any work. Raises BadInputError; warns of unknown queries."""
+    with open_features(found.features) as store:
+        if features is not None:
+            MapPoints(read_model(found.model), store)  # checks that the model was made from them
+        known = store.names()
+    if retrieval:
+        read_global_descriptors(retrieval, sorted(poses_of_model(found.model)))
+    if pairs is None:
+        return
+    listed = read_pairs(pairs, True, (Spelling(lambda: names), Spelling(lambda: known)))
+    unknown = sorted({pair.name0 for pair in listed} - set(names))
+    if unknown and all(pair.name0 in unknown for pair in listed):
+        raise BadInputError(
+            f"{pairs}: no line begins with a query in {queries}, but with {some_names(unknown)}; each is a query, then"
+            " an image of the map"
+        )
+    if unknown:
+        LOGGER.warning("%s: %d names are not queries in %s: %s", pairs, len(unknown), queries, some_names(unknown))
+    if others := sorted({pair.name1 for pair in listed} - set(known)):
+        raise BadInputError(f"{pairs}: {some_names(others)}: no features in {found.features}; name images of the map")
 
 
 def _read_queries(

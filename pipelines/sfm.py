@@ -30,7 +30,7 @@ from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import SPHERE, check_camera_config, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
-from featkit.mapping.outcome import warn_if_few
+from featkit.mapping.outcome import rig_warnings, warn_if_few
 from featkit.mapping.reference import Reference, read_reference
 from featkit.mapping.rigs import FOLDERS, Rig, add_rig_intrinsics, in_order, read_rigs, shared_camera_keys
 from featkit.mapping.scene import image_folder, output_folder, usable_images
@@ -159,6 +159,10 @@ def _read_input(
 ) -> SceneInput:
     """Read and check all that is given, before any work. Raises featkit's errors."""
     check_camera_config(config.map.camera)
+    if reference is not None and config.map.mapper != "incremental":
+        raise UsageError(
+            f"--reference gives the poses, so nothing is left for --mapper {config.map.mapper}; leave it out"
+        )
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
     names, without_pose = usable_images(images, None if known is None else known.poses.keys())
@@ -189,6 +193,7 @@ def _record(
             sparse, database, given.names, given.truth,
             align=given.reference is None, without_pose=given.without_pose, rigs=given.rigs,
         )  # fmt: skip
+        metrics["warnings"] += rig_warnings(database, sparse) if given.rigs else []
         metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
         reconstruction_report(ran, metrics, given.images, output / "features.h5", database, sparse, report)
     write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")

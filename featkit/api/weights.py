@@ -203,7 +203,10 @@ def export_weights(
     _check_choice("--which", which, NETWORKS)
     if format is not None:
         _check_choice("--format", format, FORMATS)
-    if format == "onnx" or (format is None and out.suffix.lower() == ".onnx"):
+    is_onnx = out.suffix.lower() == ".onnx"
+    if format is not None and (format == "onnx") != is_onnx:
+        raise UsageError(f"--format {format}: --out {out} ends in {out.suffix or 'nothing'}; name a file .{format}")
+    if is_onnx:
         unfit = {"--add-to-manifest": add_to_manifest, "--name": name, "--recipe": recipe, "--data": data}
         unfit |= {"--licence": licence, "--commit": commit, "--scores-json": scores_json, "--max-mb": max_mb}
         _refuse_options("--format onnx", {**unfit, "--which last": which == "last"})

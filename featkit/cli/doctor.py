@@ -21,7 +21,7 @@ from featkit import __version__
 from featkit.cli.app import Outcome, RunOptions, verb
 from featkit.core import log
 from featkit.core.config import load_pipeline
-from featkit.core.errors import EmptyResultError, FeatkitError
+from featkit.core.errors import EmptyResultError, FeatkitError, refuse_pipe
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit doctor`: what is installed, what is missing, and whether the main job runs.
@@ -383,5 +383,7 @@ def info_command(
 ) -> Outcome:
     from featkit.report.describe import describe, description_lines
 
+    with contextlib.suppress(OSError, ValueError):  # no path: `describe` reports it
+        refuse_pipe(Path(what))
     found = describe(what)
     return Outcome(found, description_lines(found))

@@ -238,6 +238,7 @@ def _root(
 def main() -> None:
     """Entry point of the `featkit` command."""
     _open_streams()
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it writes lines of its own about files that featkit reports
     try:
         code = typer.main.get_command(app).main(standalone_mode=False)
     except typer.Abort:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError, open_input
 
 T = TypeVar("T")
 LARGEST_YAML = 1 << 22  # bytes
@@ -56,6 +56,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """Random seed; native code takes 31 bits."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
 """A count of at least one."""
+MAX_KEYPOINTS = 1 << 20
+"""Most keypoints of an image. A 250-megapixel photograph has fewer, and matching them already takes hours."""
+KeypointCount = Annotated[int, Field(ge=1, le=MAX_KEYPOINTS)]
+"""A maximum number of keypoints of an image."""
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 """A count; 0 usually means none or automatic."""
 Trials = Annotated[int, Field(ge=1, le=10**8)]
@@ -92,6 +96,8 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 """Probability of having drawn an outlier-free sample, at which a robust estimator stops."""
 Factor = Annotated[float, Field(gt=0, le=1e6)]
 """A factor, or another positive quantity without a unit."""
+Magnification = Annotated[float, Field(ge=0.1, le=1000)]
+"""Side of a patch divided by its keypoint's scale. A smaller patch is of one colour; a larger one leaves any image."""
 FactorOrZero = Annotated[float, Field(ge=0, le=1e6)]
 """A factor or weight; may be 0."""
 Epsilon = Annotated[float, Field(gt=0, le=1)]
@@ -223,8 +229,11 @@ def check_field(config_type: type[Config], name: str, value: Any, where: str) ->
 
 def _explain_error(config_type: type[Config], problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if isinstance(problem["input"], dict) and problem["type"] == "value_error":  # of several fields, which it names
+        return f"{name}: {message}".removeprefix(": ")
     if problem["type"] != "extra_forbidden":
-        return f"{name}: {problem['msg']} (got {problem['input']!r})"
+        return f"{name}: {message} (got {problem['input']!r})"
     known = _inner_config(config_type, problem["loc"][:-1]).model_fields
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
@@ -264,8 +273,8 @@ def _configs_in(annotation: Any) -> list[type[Config]]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_YAML + 1)  # a device has no size, and no end
+        with open_input(path) as file:
+            content = file.read(LARGEST_YAML + 1)
         if len(content) > LARGEST_YAML:
             raise BadInputError(f"{path}: larger than {LARGEST_YAML >> 20} MiB; no configuration is that large")
         loaded = _parse_yaml(content.decode("utf-8"))

@@ -6,11 +6,16 @@ A message has one line and says what is wrong, where, and what to do about it.
 from __future__ import annotations
 
 import errno
+import functools
+import os
+import re
 import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 LONGEST_LINE = 2000
 """Longest message shown, characters; the middle of a longer one (a file name, a value) is left out."""
@@ -95,13 +100,45 @@ def message_of(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+DESCRIPTOR = re.compile(r"/dev/(?:fd/\d+|stdin)|/proc/(?:self|\d+)/fd/\d+")
+"""Paths of what is open already: bash's `<(command)`, and the standard input."""
+LONGEST_STREAM = 1 << 28  # bytes
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # for a pipe that nobody writes to
+
+
 def refuse_pipe(path: Path) -> None:
     """Raise BadInputError for a pipe or a device, which would be waited for or has no end; OSError for a missing file.
 
-    For what is read by seeking, more than once or as a whole; lists are read as they come.
+    For binary files, and what other libraries open; everything else is opened by `open_input`.
     """
     if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
         raise BadInputError(f"{path}: not a file but a pipe or a device; give the file itself")
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Open a user's file for reading, without waiting for a pipe.
+
+    A pipe that is open already, such as bash's `<(command)`, is read once and kept, since several stages read a list.
+    Raises BadInputError for other pipes, and devices; OSError if the file cannot be opened.
+    """
+    if DESCRIPTOR.fullmatch(str(path)) and stat.S_ISFIFO((status := path.stat()).st_mode):
+        return BytesIO(_read_stream(str(path), (status.st_dev, status.st_ino)))
+    refuse_pipe(path)
+    file = open(os.open(path, os.O_RDONLY | NOT_WAITING), "rb")  # noqa: SIM115 the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced since
+        file.close()
+        refuse_pipe(path)
+    return file
+
+
+@functools.cache
+def _read_stream(path: str, pipe: tuple[int, int]) -> bytes:
+    """What comes from a pipe until it ends; once for each pipe, by its device and number."""
+    with open(path, "rb") as file:
+        content = file.read(LONGEST_STREAM + 1)
+    if len(content) > LONGEST_STREAM:
+        raise BadInputError(f"{path}: more than {LONGEST_STREAM >> 20} MiB come from it; give a file")
+    return content
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from featkit.core.errors import BadInputError
 
 LOGGER = logging.getLogger(__name__)
 VERSION = "featkit_version"
+PARTS = ("command", "arguments", "config")
 RUN_FILE = b"# featkit run file"
 """First bytes of a run file, by which featkit recognises its own."""
 
@@ -62,6 +63,10 @@ def read_run(path: Path, command: str) -> SavedRun:
         return SavedRun(content, {})
     if content["command"] != command:
         raise BadInputError(f"{path}: is a run of `featkit {content['command']}`, not of `featkit {command}`")
+    if unknown := sorted(content.keys() - {VERSION, *PARTS}):
+        raise BadInputError(
+            f"{path}: {unknown[0]!r} is no part of a saved run, which are {', '.join(PARTS)}; remove it"
+        )
     values, arguments = content["config"], content.get("arguments") or {}
     if not isinstance(values, dict) or not isinstance(arguments, dict):
         raise BadInputError(f"{path}: its `config` and `arguments` are mappings of names to values; write it again")

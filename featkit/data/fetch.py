@@ -127,8 +127,9 @@ def fetch(
 ) -> list[FetchedFile]:
     """Fetch the files of a dataset into a folder.
 
-    Raises UsageError for a file name that the dataset does not have. A file that fails does not stop the others; at the
-    end the first such error is raised, with the names of all missing files.
+    Raises UsageError for the name of a file or an archive that the dataset does not have, BadInputError for an archive
+    that is not there. A file that fails does not stop the others; at the end the first such error is raised, with the
+    names of all missing files.
     """
     job = _FetchJob(wanted, out, options or FetchOptions({}), download_config or DownloadConfig(), unpack_config)
     files = _selected_files(job)
@@ -165,7 +166,19 @@ def _selected_files(job: _FetchJob) -> list[CatalogueFile]:
             raise UsageError(
                 f"{name}: not a file of this data set; there are: {', '.join(file.name for file in files)}"
             )
-    return [file for file in files if not only or any(names[name] is file for name in only)]
+    selected = [file for file in files if not only or any(names[name] is file for name in only)]
+    for path in job.options.archives:
+        if not any(path.name in _archive_names(file) for file in selected):
+            expected = ", ".join(sorted(set().union(*map(_archive_names, selected))))
+            raise UsageError(f"--archive {path}: not a name of a file to fetch; expected {expected}")
+        if not path.is_file():
+            raise BadInputError(f"{path}: no such file")
+    return selected
+
+
+def _archive_names(file: CatalogueFile) -> set[str]:
+    """Names by which a file that was downloaded already is recognised."""
+    return {file.name} | {source.url.rpartition("/")[2] for source in file.sources}
 
 
 def _fetch_file(job: _FetchJob, file: CatalogueFile) -> FetchedFile:
@@ -175,7 +188,7 @@ def _fetch_file(job: _FetchJob, file: CatalogueFile) -> FetchedFile:
         return FetchedFile(file.name, target, note["source"], note["sha256"], note["size"], was_there=True)
     if file.folder is not None:
         _refuse_other_files(target, note)
-    archive = _matching_archive(file, job.options.archives)
+    archive = next((path for path in job.options.archives if path.name in _archive_names(file)), None)
     if archive is not None:
         fetched, source = digests(archive), str(archive)
         _check_local_file(fetched, file)
@@ -292,16 +305,6 @@ def _download_archive(job: _FetchJob, file: CatalogueFile, source: Source, note:
 
 def _remote_file(file: CatalogueFile, source: Source) -> RemoteFile:
     return RemoteFile(source.url, file.name, source.md5, source.sha256, source.size)
-
-
-def _matching_archive(file: CatalogueFile, archives: Sequence[Path]) -> Path | None:
-    names = {file.name} | {source.url.rpartition("/")[2] for source in file.sources}
-    for path in archives:
-        if path.name in names:
-            if not path.is_file():
-                raise BadInputError(f"{path}: no such file")
-            return path
-    return None
 
 
 def _check_local_file(fetched: Fetched, file: CatalogueFile) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError, open_input
 from featkit.data.patch_set import PatchSet
+from featkit.io.atomic import read_json
 
 # ----------------------------------------------------------------------------------------------------------------------
 # HPatches patches (Balntas et al., CVPR 2017) in the layout of hpatches-release.
@@ -79,7 +79,7 @@ def is_hpatches(folder: Path) -> bool:
 def _point_count(path: Path) -> int:
     """Number of points of a sequence, from the image size in the PNG header."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             head = file.read(24)
     except OSError:
         raise BadInputError(f"{path}: no such file; this is not the HPatches release, or it is incomplete") from None
@@ -127,10 +127,7 @@ def find_splits(root: Path) -> Path | None:
 
 
 def _read_splits(path: Path) -> dict[str, dict[str, list[str]]]:
-    try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInputError(f"{path}: cannot be read as json ({error})") from None
+    splits = read_json(path, "a file of splits", "fetch it again")
     if not isinstance(splits, dict) or not all(
         isinstance(v, dict) and isinstance(v.get("test"), list) for v in splits.values()
     ):
@@ -251,7 +248,8 @@ MAX_BYTES = 4 << 30  # limit of one compressed element
 def read_matlab(path: Path) -> dict[str, np.ndarray]:
     """The numeric arrays of a file by name. Raises BadInputError."""
     try:
-        content = path.read_bytes()
+        with open_input(path) as file:
+            content = file.read()
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
     if content[:4] == HDF5 or HDF5 in content[512:516]:

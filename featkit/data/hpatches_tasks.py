@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Seed
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, blaming, open_input
 from featkit.data.hpatches import VIEWS, HPatches
 from featkit.io.artifact import write_text
 
@@ -128,7 +128,8 @@ def find_or_draw(
 
 def _read_csv(path: Path, columns: Sequence[str], data: HPatches) -> Int[np.ndarray, "n c"]:
     """Rows with sequences as indices. Raises BadInputError with the line number."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    with blaming(path, "a table of comma-separated values", "fetch the benchmark's files again"):
+        lines = open_input(path).read().decode("utf-8-sig").splitlines()
     if not lines or [part.strip() for part in lines[0].split(",")] != list(columns):
         raise BadInputError(f"{path}: the first line is not {','.join(columns)}")
     number = {name: index for index, name in enumerate(data.sequences)}

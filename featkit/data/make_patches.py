@@ -22,7 +22,7 @@ from jaxtyping import Int, UInt8
 from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config, CountOrZero, Factor, Runtime, WorkerCount
+from featkit.core.config import Config, CountOrZero, Magnification, Runtime, WorkerCount
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.data.geometric_classes import GeometryConfig, geometric_frames
@@ -77,7 +77,7 @@ class PatchesConfig(Config):
     """Jitter of patches that are not cut at a detection: projections, and all patches of source homographies."""
     detector: DetectorConfig = DetectorConfig()
     """Keypoint detector, used if no keypoint file is given."""
-    magnification: Factor = 12.0
+    magnification: Magnification = 12.0
     """Side of a patch in sigmas of its keypoint, as in the `patches` extractor. 15 and 18 show 1.25 and 1.5 times as
     much; the extractor must then use the same value."""
     whole_patches: bool = True

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from featkit import __version__
 from featkit.core.config import Config, Megabytes, Quality
-from featkit.core.errors import BadInputError, EmptyResultError, UsageError, blaming
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError, blaming, refuse_pipe
 from featkit.core.log import progress
 from featkit.data.patch_set import PatchSet, union
 from featkit.data.phototour import (
@@ -115,6 +115,7 @@ def _open_pack(file: Path) -> Iterator[zipfile.ZipFile]:
     """Open a pack; any damage to the file raises BadInputError."""
     if not file.exists():
         raise BadInputError(f"{file}: no such folder or pack of patches")
+    refuse_pipe(file)
     with (
         blaming(file, "a whole pack of `featkit data pack`", "copy it, or pack it, again"),
         zipfile.ZipFile(file) as archive,

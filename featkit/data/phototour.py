@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, open_input
 from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.io.artifact import write_bytes, write_text
 from featkit.io.atomic import read_json, read_lines
@@ -119,7 +119,7 @@ class _Bitmap:
 def _check_bitmap(path: Path) -> _Bitmap:
     """Check a bitmap's header and size. Raises BadInputError unless it is a complete bitmap of patches."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             head = file.read(OFFSET)
             size = file.seek(0, 2)
     except OSError as error:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from featkit.core.errors import BadInputError, message_of
+from featkit.core.errors import BadInputError, message_of, open_input
 from featkit.images.listing import SUFFIXES
 from featkit.images.read import DecodeConfig, decode
 from featkit.io.artifact import inside
@@ -45,7 +45,8 @@ class FileTree:
         """A file's content. Raises BadInputError."""
         try:
             if self.archive is None:
-                return inside(self.root, name).read_bytes()
+                with open_input(inside(self.root, name)) as file:
+                    return file.read()
             if self.archive.getinfo(self.prefix + name).file_size > MAX_BYTES:
                 raise BadInputError(f"{self.where(name)}: more than {MAX_BYTES >> 20} MiB; this is no pack")
             return self.archive.read(self.prefix + name)

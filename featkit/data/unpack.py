@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from featkit.core.config import Bytes, Config, Count, Factor, Runtime
-from featkit.core.errors import BadInputError, FeatkitError, message_of
+from featkit.core.errors import BadInputError, FeatkitError, message_of, refuse_pipe
 from featkit.io.artifact import explained, inside, making
 
 CHUNK = 1 << 20
@@ -86,6 +86,7 @@ def unpack(
     budget = _Budget(archive, config or UnpackConfig())
     with making(folder, owned=owned, named=None if named is None else lambda: named(budget.files)) as new:
         with _explain_damage(archive):
+            refuse_pipe(archive)
             if zipfile.is_zipfile(archive):
                 _unpack_zip(archive, new, budget)
             else:

@@ -13,6 +13,7 @@ from featkit.data.phototour import SCENES
 from featkit.evaluation.eth_scenes import known_scene
 from featkit.evaluation.patches import BASELINES
 from featkit.evaluation.sequences import is_sequence
+from featkit.images.listing import SUFFIXES
 from featkit.io.atomic import read_lines
 from featkit.weights.manifest import list_weights
 
@@ -72,10 +73,13 @@ def _candidate_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 def _data_kind(folder: Path) -> str | None:
     """The field of AvailableData that a folder belongs to."""
-    if (folder / "images").is_dir() or (folder / "poses.txt").is_file():
+    has_images = (folder / "images").is_dir()
+    if has_images or (folder / "poses.txt").is_file():
         if (folder / "poses.txt").is_file() and (folder / "camera.txt").is_file():
+            if not has_images and not any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+                return None  # poses of photographs that are elsewhere, such as those of `featkit demo`
             return "eth" if known_scene(folder.name) else "localization"
-        return "models" if (folder / "sparse").is_dir() and (folder / "images").is_dir() else None
+        return "models" if has_images and (folder / "sparse").is_dir() else None
     if (folder / "info.txt").is_file() and any(folder.glob("m50_*.txt")):
         return "patches"
     if any(folder.glob("patch_retrieval_Rome_*.mat")):

@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Count, Factor, Later, Pixels, Runtime
+from featkit.core.config import Config, KeypointCount, Later, Magnification, Pixels, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, PatchArray
 from featkit.features.base import BYTE, pack_bits
@@ -39,9 +39,9 @@ class PatchesConfig(Config):
     """Name of weights in weights/manifest.json, or the path of a safetensors file."""
     detector: SiftConfig = SiftConfig()
     """COLMAP's SIFT options for detection. `upright` skips orientation estimation; `normalization` has no effect."""
-    max_keypoints: Count | None = None
+    max_keypoints: KeypointCount | None = None
     """Maximum keypoints per image, which is also the detector's budget. None: the detector's own budget."""
-    magnification: Factor | None = None
+    magnification: Magnification | None = None
     """Side of a patch divided by the keypoint's scale. None: that of the patches the network was trained on."""
     cut_px: int = Field(64, ge=0, le=1024)
     """Side of the cropped patches, px, before resizing to the network's input; 0: crop at the network's input size."""

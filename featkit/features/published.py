@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config, Count, Factor, FactorOrZero, Number, Runtime, Share
+from featkit.core.config import Config, FactorOrZero, KeypointCount, Magnification, Number, Runtime, Share
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
@@ -46,7 +46,7 @@ class PublishedConfig(Config):
 
     weights: str = ""
     """File with the network's weights, or a name in the catalogue; empty: the authors' weights for this network."""
-    max_keypoints: Count = 4096
+    max_keypoints: KeypointCount = 4096
     """Maximum keypoints per image, those with the highest scores."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Precision of the network's convolutions; fp16 needs a GPU (kornia samples wrongly in half precision on CPUs)."""
@@ -355,7 +355,7 @@ class DogHardnetConfig(PatchesConfig):
 
     weights: str = ""
     """File with the network's weights, or a name in the catalogue; empty: the authors' weights."""
-    magnification: Factor = 24.0
+    magnification: Magnification = 24.0
     """Side of a patch divided by the keypoint's scale (as in kornia's DoGHardNet and matchers trained with it)."""
 
 

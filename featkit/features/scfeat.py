@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Later, Runtime
+from featkit.core.config import Config, CountOrZero, FactorOrZero, KeypointCount, Later, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
 from featkit.features.fast.scfeat import DenseFeatures, FrozenSCFeat
@@ -43,7 +43,7 @@ class ScfeatConfig(Config):
 
     weights: str = "scfeat-s"
     """Name of weights in weights/manifest.json, or the path of a safetensors file."""
-    max_keypoints: Count = 8192
+    max_keypoints: KeypointCount = 8192
     """Maximum keypoints per image, those with the highest scores (IV-B: 8k)."""
     threshold: FactorOrZero = 1.0
     """Minimum score, eps_s (IV-B: 1.0; 0.5 for night queries)."""

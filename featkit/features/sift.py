@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config, Count, Factor, Share, Side
+from featkit.core.config import Config, Count, Factor, KeypointCount, Share, Side
 from featkit.core.types import Features
 from featkit.geometry.pixels import from_colmap
 
@@ -33,7 +33,7 @@ class SiftConfig(Config):
     """Descriptor normalization: l1_root: RootSIFT; l2: plain SIFT."""
     max_num_features: Count = 8192
     """Feature budget as in COLMAP: complete scale-space levels are kept, coarse first, until it is exceeded."""
-    max_keypoints: Count | None = None
+    max_keypoints: KeypointCount | None = None
     """Maximum keypoints per image (largest scales kept); if set, also the budget. None: only the budget applies."""
     first_octave: int = Field(-1, ge=-2, le=8)
     """First octave of the scale space; -1: the image is doubled first."""

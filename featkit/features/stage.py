@@ -127,7 +127,7 @@ def with_intensity_range(
         except FeatkitError:  # the caller reports what is wrong
             return method
     else:
-        known = found_range(images, list_images(images) if names is None else names)
+        known = found_range([images / name for name in (list_images(images) if names is None else names)])
     if known is None:
         return method
     decoding = decoding.model_copy(update={"intensity_range": known})
@@ -325,8 +325,8 @@ def config_of_features(features: Path, workers: int = 0, keypoints: Path | None 
         raise BadInputError(f"{features}: does not record how it was made; queries cannot be extracted the same way")
     if stored.get("keypoints_digest") and keypoints is None:
         raise BadInputError(
-            f"{features}: describes keypoints of another detector, so other images need theirs: --keypoints FILE of"
-            " `featkit localize` or `extend` (`serve` cannot take this map)"
+            f"{features}: describes keypoints of another detector (--keypoints), so other images need theirs:"
+            " --keypoints FILE of `featkit localize` or `extend`"
         )
     others = {"skip_broken": True, "workers": workers, "keypoints": keypoints, "keypoints_digest": ""}
     return make(ExtractConfig, {**stored, **others}, where=str(features))

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path
 
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, open_input
 from featkit.images.exif import some_names
 from featkit.images.read import HEIF_SUFFIXES, reads_heif
 from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp, stamped_files
@@ -180,10 +180,10 @@ def file_digest(path: Path) -> str:
     """Digest (16 hex digits) of an image file: of its size, its first and its last 64 KiB.
 
     "" if there is no such file. Hashing complete files would make every resumed run read every image. (A PNG's last
-    bytes are a checksum of all its pixels.)
+    bytes are a checksum of all its pixels.) Raises BadInputError for a pipe or a device.
     """
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             head = file.read(SAMPLE_BYTES)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - SAMPLE_BYTES))

@@ -21,6 +21,7 @@ from featkit.core.config import Config, Factor, Later, Number
 from featkit.core.errors import BadInputError, refuse_pipe
 from featkit.core.types import Features, turned
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
+from featkit.images import jpeg_2000
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
@@ -52,8 +53,10 @@ UNREADABLE = (
 )
 """Errors that Pillow raises for files that it cannot read, or that have invalid metadata."""
 BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}
-DEEP_MODE = "I"  # how Pillow's modes of 16-bit grey begin
 """Formats decoded by Pillow, as not every build of OpenCV supports them."""
+DEEP_MODE = "I"  # how Pillow's modes of 16-bit grey begin
+WIDE_TIFF_MODES = {"I", "F"}
+"""Pillow's modes of a TIFF of signed or 32-bit integers, or of floats; it reads no such file with several channels."""
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 HEIC_EXTRA = "a HEIC photograph; pip install 'featkit[heic]' to read it, or convert it to JPEG"
@@ -72,7 +75,7 @@ class DecodeConfig(Config):
     """Pixels with less alpha than this, 0 to 255, are masked; 0: the alpha channel is ignored."""
     intensity_range: Later[tuple[Number, Number] | None] = None
     """Values mapped to 0 and 255 in files of more than 8 bits. None: determined for the folder if its files use less
-    than half of their range (extract, reconstruct), otherwise 0 and 65,535."""
+    than half of 16 bits, or have signed or 32-bit values (extract, reconstruct), otherwise 0 and 65,535."""
 
     @model_validator(mode="after")
     def _check_order(self) -> DecodeConfig:
@@ -150,20 +153,26 @@ def _usable_keypoints(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarr
 
 
 def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedImage:
-    """Read one photograph. Raises BadInputError if it is missing, broken, truncated or too large."""
+    """Read one photograph.
+
+    Raises BadInputError if it is missing, broken, truncated or too large, or if its values are neither of 8 nor of 16
+    bits and `config` does not say which are black and white.
+    """
     data = read_file(path)
     header = read_header(path, data, config)
     stored_size, tag = header.size, header.orientation
     if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders rotate the pixels on their own
         data = with_tiff_tag_1(data)
     usable = _opaque_pixels(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
-    pixels = decoded(data, header.form, colour, any_depth=config.intensity_range is not None)
+    any_depth = header.is_wide or config.intensity_range is not None
+    pixels = decoded(data, header.form, colour and not header.is_wide, any_depth)
     if pixels is None or (pixels.shape[1], pixels.shape[0]) != stored_size:
-        raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
-    if pixels.dtype != np.uint8 and config.intensity_range is not None:
-        pixels = _stretch_to_8_bits(pixels, config.intensity_range)
+        remedy = "replace it, or convert it to PNG" if header.form == "JPEG2000" else "remove or replace it"
+        raise BadInputError(f"{path}: cannot be decoded as an image; {remedy}")
+    if pixels.dtype != np.uint8:
+        pixels = _stretch_to_8_bits(path, pixels, config.intensity_range)
     if colour:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB)
     stored_from_pixels = stored_from_upright(stored_size, tag)
     pixels = upright(pixels, tag)
     return _resize(DecodedImage(pixels, stored_size, stored_from_pixels, usable, tag), config.resize_max)
@@ -183,8 +192,13 @@ def decoded(data: bytes, form: str | None, colour: bool, any_depth: bool) -> Sha
         return None
 
 
-def _stretch_to_8_bits(pixels: np.ndarray, ends: tuple[float, float]) -> UInt8[np.ndarray, "h w *c"]:
-    """Map the range `ends` of values of any type to 8 bits; NaN is black."""
+def _stretch_to_8_bits(path: Path, pixels: np.ndarray, ends: tuple[float, float] | None) -> UInt8[np.ndarray, "h w *c"]:
+    """Map the range `ends` of values of any type to 8 bits; NaN is black. Raises BadInputError without a range."""
+    if ends is None:
+        raise BadInputError(
+            f"{path}: has values of {pixels.dtype.name}, with no common black and white; set decode.intensity_range,"
+            " or convert it to 16 bits"
+        )
     low, high = ends
     scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
@@ -194,9 +208,12 @@ def _decode_with_pillow(data: bytes, colour: bool, any_depth: bool) -> Shaped[np
     """Pixels as OpenCV would return them (BGR, or grey with its weights); for an animation the first frame."""
     try:
         with open_header(BytesIO(data)) as image:
+            depths = jpeg_2000.depths(data) if image.format == "JPEG2000" else ()
             if image.mode.startswith(DEEP_MODE):  # which Pillow would clip at 255
                 values = np.asarray(image).astype(np.uint16)
                 pixels = cv2.cvtColor(values if any_depth else (values >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+            elif max(depths, default=0) > 8:  # of which Pillow would keep the upper 8 bits
+                return jpeg_2000.decode_deep(data, depths, colour, any_depth)
             else:
                 pixels = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except UNREADABLE:
@@ -263,9 +280,14 @@ def size_in_file(header: Image.Image) -> tuple[int, int]:
 
 
 def open_header(source: Path | BytesIO) -> Image.Image:
-    """Open an image with Pillow without decoding it. Pillow's global pixel limit is lifted; featkit has its own."""
+    """Open an image with Pillow without decoding it. Pillow's global pixel limit is lifted; featkit has its own.
+
+    Raises BadInputError for a pipe or a device, and Pillow's errors (UNREADABLE).
+    """
     if _is_heif(source):
         reads_heif()
+    if isinstance(source, Path):
+        refuse_pipe(source)
     with _PILLOW_LIMIT:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -306,12 +328,16 @@ def read_file(path: Path) -> bytes:
 
 
 class Header(NamedTuple):
-    """size: width, height as stored. orientation: EXIF's, 0 if there is none. form: Pillow's name of the format."""
+    """size: width, height as stored. orientation: EXIF's, 0 if there is none. form: Pillow's name of the format.
+
+    is_wide: a TIFF of signed or 32-bit integers, or of floats.
+    """
 
     size: tuple[int, int]
     orientation: int
     form: str | None
     has_alpha: bool
+    is_wide: bool
 
 
 def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
@@ -321,6 +347,7 @@ def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
             size, form = size_in_file(header), header.format
             _check_size(path, size, config)
             has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info
+            is_wide = form == "TIFF" and header.mode in WIDE_TIFF_MODES
             tag = _read_orientation(header, data)
     except UNREADABLE:
         if _is_heif(BytesIO(data)) and not reads_heif():
@@ -328,7 +355,7 @@ def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
         raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
     if (form in {"JPEG", "MPO"} and _is_jpeg_truncated(data)) or (form == "PNG" and PNG_END not in data):
         raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
-    return Header(size, tag, form, has_alpha)
+    return Header(size, tag, form, has_alpha, is_wide)
 
 
 def _read_orientation(header: Image.Image, data: bytes) -> int:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from featkit.core.config import Config, Count, PositiveShare, differences
 from featkit.core.errors import BadInputError, EmptyResultError, blaming, refuse_pipe
@@ -75,6 +75,12 @@ class FramesConfig(Config):
     motion: MotionConfig = MotionConfig()
     """How frames are followed from one to the next."""
 
+    @model_validator(mode="after")
+    def _check_one_way(self) -> FramesConfig:
+        if self.fps is not None and self.overlap != type(self).model_fields["overlap"].default:
+            raise ValueError("overlap and fps: frames are kept by one of them; leave out the other")
+        return self
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -107,7 +113,7 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
         chosen = choose(found, config)
         if not chosen:
             raise EmptyResultError(f"{video}: nothing in it has enough texture to follow; --fps takes frames by time")
-        _log_choice(video, found, chosen)
+        _log_choice(video, found, chosen, config)
         names = _write_frames(video, found, chosen, new, config)
         write_text(new / LIST, _csv_text(found, chosen, names), owned=True)
         counts = {"frames": len(chosen), "read": len(found.times), "duration_s": float(found.times[-1])}
@@ -371,14 +377,14 @@ def _sharpest(found: Survey, frames: Sequence[int]) -> int:
     return int(frames[int(np.argmax(found.sharpness[np.asarray(frames)]))])
 
 
-def _log_choice(video: Path, found: Survey, chosen: Sequence[int]) -> None:
+def _log_choice(video: Path, found: Survey, chosen: Sequence[int], config: FramesConfig) -> None:
     unknown: Bool[np.ndarray, " n"] = found.shots < 0
     if unknown.any():
         LOGGER.info("frames: the motion of %d of %d frames is unknown (blurred, dark)", unknown.sum(), len(unknown))
     if found.shots.max() > 0:
         LOGGER.warning("%s: cuts, or places too fast to follow: %d; frames on both sides may have nothing in common",
                        video, found.shots.max())  # fmt: skip
-    if len(chosen) == 1:
+    if len(chosen) == 1 and config.max_frames != 1:
         LOGGER.warning("%s: the picture hardly moves; one frame shows all of it", video)
 
 

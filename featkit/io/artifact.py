@@ -5,11 +5,11 @@ The contract:
 * **Files that are not featkit's own are never replaced, emptied or deleted**, with or without `--overwrite`. A file or
   folder is featkit's own if its content (see `atomic.is_foreign`) or the stamp next to it says so. Anything else at the
   path of an output, including a symbolic link, is refused with a one-line message (BadInputError, exit code 3) before
-  any work is done. A file that already has the content to be written is left as it is.
+  any work is done. A file that already has the content to be written is left as it is. featkit's own files are only
+  replaced by files of their kind (`atomic.refuse_other_kind`).
 * **Writes are atomic.** Files are written to `.NAME.part` in the same folder and renamed, folders to `.NAME.part/new`
   and renamed. A temporary file is opened exclusively, so no link is followed. Leftovers of a killed run are recognised
-  (a regular file of this user with only one name; a folder that is empty or contains `MARK`) and removed; anything else
-  of that name is refused.
+  (a regular file of this user with one name; a folder that is empty or contains `MARK`) and removed, others refused.
 * **One writer at a time** for outputs that have no lock of their own (`locked`). Lock files are empty and never links.
 * **An output with its stamp is complete.** A stamp is a small json that describes what made the output, next to it
   (`database.json`, `sparse.json`, `pairs.json`) or in the folder. It is written after the old output has been moved
@@ -37,7 +37,7 @@ from featkit import __version__
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, NotWritableError
 from featkit.io import atomic
-from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, refuse_foreign, with_a_name
+from featkit.io.atomic import EXISTS, FOREIGN, STAMP, VERSION, is_foreign, is_stamped, refuse_foreign, with_a_name
 
 MARK = "made-by-featkit"  # file that marks a temporary folder
 OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, no waiting for pipes; not on Windows
@@ -102,6 +102,7 @@ def writing(path: Path, *, owned: bool = False, sync: bool = False) -> Iterator[
                 raise NotWritableError(f"{path}: in use by another process; wait for it or stop it")
             if not owned and _identity(path) != before:
                 refuse_foreign(path)
+            atomic.refuse_other_kind(path, part=part)
             os.replace(part, path)
         if sync:
             with explained(path):
@@ -145,6 +146,7 @@ def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
     if is_there and _has_content(json_path, content.encode()):
         return path
     refuse_foreign(json_path)
+    atomic.refuse_other_kind(path, atomic.kind_of(data[: atomic.HEAD]))
     if not is_there:
         remove(path)
     write_text(json_path, content)
@@ -227,11 +229,10 @@ def _has_content(path: Path, data: bytes) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
+    with contextlib.suppress(OSError):
         status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns
+        return status.st_dev, status.st_ino, status.st_mtime_ns
+    return None
 
 
 def _inode(path: Path) -> int | None:
@@ -355,9 +356,7 @@ def place_files(
             if checksum is None or (checksum != recorded.get(name.as_posix()) and not _has_content(path, data)):
                 raise BadInputError(f"{path}: {FOREIGN}")
         if existing and not overwrite:
-            raise BadInputError(
-                f"{folder / existing[0]}: exists already; --overwrite replaces it, or choose another --out"
-            )
+            raise BadInputError(f"{folder / existing[0]}: {EXISTS}")
         for name in existing:
             (folder / name).unlink()
         if only:
@@ -467,6 +466,7 @@ class Artifact:
 
     def replace(self, part: Path, leftovers: Iterable[Path] = (), **more: Any) -> None:
         """Stamp and rename a finished file. leftovers: other programs' files of the old output, which are deleted."""
+        atomic.refuse_other_kind(self.output, part=part)
         remove(self.output)
         for path in leftovers:
             discard(path)
@@ -484,6 +484,7 @@ def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = Non
     if stamp == output:
         raise BadInputError(f"{output}: its description would be written to the same file; choose another --out")
     refuse_foreign(output, stamp)
+    atomic.refuse_other_kind(output, atomic.DATABASE, atomic.LIST)
     return Artifact(output, stamp, config, inputs)
 
 

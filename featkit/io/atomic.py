@@ -13,13 +13,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError, FeatkitError, NotWritableError, blaming
+from featkit.core.errors import NOT_WAITING, BadInputError, FeatkitError, NotWritableError, blaming, open_input
 from featkit.core.run_file import RUN_FILE, VERSION
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with TextIOWrapper(open_input(path), encoding="utf-8-sig") as file:
             while block := file.readline(LONGEST + 1):
                 if (len(block) > LONGEST and block[-1] != "\n") or "\0" in block:
                     raise BadInputError(f"{path}:{number + 1}: not a text file (an endless line, or a zero byte)")
@@ -59,8 +60,8 @@ def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """The value in a json file. what, remedy: see `errors.blaming`. Raises BadInputError."""
     with blaming(path, what, remedy):
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)  # a device has no size, and no end
+        with open_input(path) as file:
+            content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise BadInputError(f"{path}: larger than {LARGEST >> 20} MiB, so not {what}; {remedy}")
         return json.loads(content.decode("utf-8"))
@@ -115,11 +116,16 @@ STAMPS = (
 HEAD = 1 << 16  # bytes at the beginning of a file by which it is recognised
 LARGEST = 1 << 28  # bytes; a larger json is not a stamp
 HDF5, SQLITE, ZIP = b"\x89HDF\r\n\x1a\n", b"SQLite format 3\0", b"PK\x03\x04"
+DATABASE, LIST = "a database", "a list"
+KINDS = {
+    HDF5: "a store of features or matches", SQLITE: DATABASE, ZIP: "a pack or checkpoint", b"ply\n": "a point cloud",
+    RUN_FILE: "a saved run",
+}  # fmt: skip
 HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
 ONNX = re.compile(rb"\x08.\x12\x07featkit", re.DOTALL)  # the first fields of a file: IR version, producer
 SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
+EXISTS = "exists already; --overwrite replaces it, or choose another --out"
 FOREIGN = "was not made by featkit, so it is not replaced; choose another --out, or remove it yourself"
-NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # in case of a named pipe
 
 
 def read_stamp(path: Path) -> dict[str, Any] | None:
@@ -178,6 +184,32 @@ def is_foreign(path: Path) -> bool:
         return False
     except OSError as error:
         raise NotWritableError(f"{path}: cannot be replaced ({error.strerror}); choose another --out") from None
+
+
+def refuse_other_kind(path: Path, *kinds: str, part: Path | None = None) -> None:
+    """Raise BadInputError for a file of featkit's that is of another kind than the one that would replace it.
+
+    kinds: of that file, as `kind_of` names them. part: the file itself, in place of its kind.
+    """
+    if not path.is_file() or path.is_symlink():
+        return
+    found, expected = kind_of(_read_head(path)), kinds if part is None else (kind_of(_read_head(part)),)
+    if found not in expected and "" not in (found, *expected):
+        raise BadInputError(f"{path}: is {found}, so it is not replaced by {expected[0]}; choose another --out")
+
+
+def kind_of(head: bytes) -> str:
+    """What a file is, by its first bytes; "" for an empty one."""
+    for begins, kind in KINDS.items():
+        if head.startswith(begins):
+            return kind
+    if head[8:9] == b"{" and SAFETENSORS.search(head):
+        return "a file of weights"
+    if ONNX.match(head):
+        return "an ONNX file"
+    if head.lstrip()[:1] == b"{":
+        return "a json file"
+    return "a page" if head[:9].lower() == b"<!doctype" else LIST if head else ""
 
 
 def is_own_json(path: Path) -> bool:

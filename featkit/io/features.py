@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, open_input
 from featkit.core.types import Features
 from featkit.io import h5, shards
 from featkit.io.h5 import attribute
-from featkit.io.h5_items import array_of, dataset_of, find, has
+from featkit.io.h5_items import array_of, dataset_of, find, has, refuse_too_large
 from featkit.io.journal import DAMAGE, explains_damage
 
 LARGEST_PX = 1e5
@@ -97,8 +97,6 @@ class FeatureStore:
             raise BadInputError(f"{self.path}: {name!r} has keypoints with a scale of 0 or less")
         if points.scales is not None and (points.scales > LARGEST_PX).any():
             raise BadInputError(f"{self.path}: {name!r} has keypoints with a scale of {points.scales.max():.3g} px")
-        if not 0 < points.uncertainty_px <= LARGEST_PX:
-            raise BadInputError(f"{self.path}: {name!r} has an uncertainty of {points.uncertainty_px} px")
         return points
 
     def _read_points(self, name: str) -> Features:
@@ -112,7 +110,7 @@ class FeatureStore:
             image_size=self._read_image_size(group),
             scales=self._read_optional(group, "scales"),
             oris=None if oris is None else np.radians(oris),
-            uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
+            uncertainty_px=self._read_uncertainty(group),
         )
         parts = (points.scores, points.scales, points.oris)
         if any(part is not None and len(part) != len(keypoints) for part in parts):
@@ -131,7 +129,7 @@ class FeatureStore:
 
     @explains_damage
     def count(self, name: str) -> int:
-        """Number of keypoints of one image, without reading them."""
+        """Number of keypoints of one image, without reading them. Raises BadInputError if they do not fit."""
         return int(dataset_of(self._group(name), "keypoints", ndim=2).shape[0])
 
     @explains_damage
@@ -142,7 +140,7 @@ class FeatureStore:
     @explains_damage
     def uncertainty_px(self, name: str) -> float:
         """Standard deviation of the keypoints of one image, in pixels."""
-        return float(self._group(name)["keypoints"].attrs.get("uncertainty", 1.0))
+        return self._read_uncertainty(self._group(name))
 
     @explains_damage
     def attributes(self) -> dict:
@@ -150,13 +148,16 @@ class FeatureStore:
         return h5.root_attributes(self._file)
 
     def write(self, name: str, features: Features, source: str = "") -> None:
-        """Write the features of one image as a transaction."""
+        """Write the features of one image as a transaction. Raises BadInputError for more than can be read."""
         datasets = {
             "keypoints": features.keypoints.astype(np.float32, copy=False),
             "descriptors": np.ascontiguousarray(features.descriptors.T),
             "scores": features.scores.astype(np.float32, copy=False),
             "image_size": np.asarray(features.image_size, dtype=np.int64),
         }
+        for part in ("keypoints", "descriptors"):
+            where = f"{self.path}: {part!r} of {name!r}"
+            refuse_too_large(datasets[part].shape, datasets[part].dtype.itemsize, where)
         if features.scales is not None:
             datasets["scales"] = features.scales.astype(np.float32, copy=False)
         if features.oris is not None:
@@ -198,6 +199,12 @@ class FeatureStore:
         if stored.shape[1] != 2:
             raise BadInputError(f"{self.path}: {group.name!r} has keypoints of {stored.shape[1]} numbers, not x and y")
         return stored
+
+    def _read_uncertainty(self, group: h5py.Group) -> float:
+        found = float(group["keypoints"].attrs.get("uncertainty", 1.0))
+        if not 0 < found <= LARGEST_PX:
+            raise BadInputError(f"{self.path}: {str(group.name).strip('/')!r} has an uncertainty of {found} px")
+        return found
 
     def _read_descriptors(self, group: h5py.Group) -> np.ndarray:
         stored = np.ascontiguousarray(array_of(group, "descriptors", ndim=2).T)
@@ -331,7 +338,7 @@ def files_digest(files: Sequence[Path]) -> str:
     hashed = hashlib.sha256()
     for path in files:
         try:
-            with path.open("rb") as file:
+            with open_input(path) as file:
                 while chunk := file.read(CHUNK):
                     hashed.update(chunk)
         except OSError as error:

@@ -94,7 +94,7 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     refuse_folder(path)
     with locked(path, lock=path.with_name(f".{path.name}.writer")):
         if overwrite and path.exists():
-            _check_replaceable(path, kind)
+            check_replaceable(path, kind)
             with writes_explained(path):
                 journal.forget(path)
             remove(path)
@@ -117,8 +117,8 @@ def _refuse_foreign(path: Path) -> None:
     refuse_foreign(path)
 
 
-def _check_replaceable(path: Path, kind: str) -> None:
-    """Allow only stores of the same kind to be replaced, complete or broken."""
+def check_replaceable(path: Path, kind: str) -> None:
+    """Raise BadInputError unless a file is a store of that kind, complete or broken, which may be replaced by one."""
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
     with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:

@@ -8,6 +8,7 @@ resolved here link by link, and a dataset is inspected before it is read.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from featkit.core.config import MAX_KEYPOINTS
 from featkit.core.errors import BadInputError
 
 LINKED = "shards"  # root attribute of an index (io/shards.py): the number of its shards
@@ -23,6 +25,10 @@ MAX_RATIO = 200
 """Largest ratio of array size to compressed size; features and matches are below 10, constant scores at 150."""
 FLOOR_BYTES = 64 << 20
 """Array size, bytes, up to which the ratio is not checked: small arrays may compress well, or have missing chunks."""
+MAX_ROWS = MAX_KEYPOINTS
+"""Longest axis of an item's array."""
+MAX_ARRAY_BYTES = 1 << 30
+"""Largest array of an item: a million keypoints with 256 numbers of 32 bits each."""
 KINDS = {"b": "truth values", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}
 
 
@@ -112,7 +118,7 @@ def has(group: h5py.Group, name: str) -> bool:
 def array_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None = None) -> np.ndarray:
     """The content of a dataset. kinds: accepted numpy dtype kinds. ndim: required number of axes.
 
-    Raises BadInputError if it is missing, not numeric, stored in other files, or not as large as it claims.
+    Raises BadInputError if it is missing, not numeric, too large, stored in other files, or not as large as it claims.
     """
     return np.asarray(dataset_of(group, name, kinds, ndim)[()])
 
@@ -129,7 +135,17 @@ def dataset_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | Non
     if ndim is not None and len(dataset.shape or ()) != ndim:
         raise BadInputError(f"{where} has the shape {dataset.shape}, but needs {ndim} axes; make the file again")
     refuse_unreal(dataset, where)
+    refuse_too_large(dataset.shape or (), dataset.dtype.itemsize, where)
     return dataset
+
+
+def refuse_too_large(shape: tuple[int, ...], item_bytes: int, where: str) -> None:
+    """Raise BadInputError for an array with more rows or bytes than fit into memory, naming the number that fits."""
+    longest = max(shape, default=0)
+    row_bytes = math.prod(shape) // longest * item_bytes if longest else 0
+    fitting = min(MAX_ROWS, MAX_ARRAY_BYTES // max(1, row_bytes))
+    if longest > fitting:
+        raise BadInputError(f"{where} has {longest:,} rows; {fitting:,} an image fit into memory: keep only the best")
 
 
 def refuse_unreal(dataset: h5py.Dataset, where: str) -> None:

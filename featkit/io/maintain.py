@@ -14,7 +14,7 @@ from featkit.core.log import progress
 from featkit.io import h5, journal
 from featkit.io import shards as links
 from featkit.io.artifact import explained, remove, writing
-from featkit.io.atomic import explained_by_disk, require_space
+from featkit.io.atomic import explained_by_disk, refuse_foreign, require_space
 from featkit.io.features import FeatureStore, features_digest
 from featkit.io.h5 import copy_attributes
 from featkit.io.h5_items import item_of
@@ -119,6 +119,10 @@ def merge(
         raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")
     if any(path.resolve() == output.resolve() for path in stores):
         raise BadInputError(f"{output}: is one of the stores to merge; choose another --out")
+    refuse_foreign(output)
+    if output.exists():
+        with h5.reading(stores[0]) as file:
+            h5.check_replaceable(output, h5.kind_of(file, "features"))
     remove(output)
     with explained(output):
         journal.forget(output)

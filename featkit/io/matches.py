@@ -26,11 +26,8 @@ from featkit.io import h5, shards
 from featkit.io.atomic import read_lines
 from featkit.io.features import FeatureStore
 from featkit.io.h5 import attribute
-from featkit.io.h5_items import array_of, find, has
+from featkit.io.h5_items import MAX_ROWS, array_of, find, has, refuse_too_large
 from featkit.io.journal import DAMAGE, explains_damage
-
-MAX_KEYPOINTS = 1 << 26
-"""Limit of keypoint indices for matches whose features are not given: a larger index is damage."""
 
 
 def pair_key(pair: Pair) -> str:
@@ -179,7 +176,7 @@ class MatchStore:
         """Refuse indices beyond an image's keypoints, which would crash native code or match something else."""
         rows, largest = len(matches.matches0), int(matches.matches0.max(initial=-1))
         names = (pair.name1, pair.name0) if swapped else (pair.name0, pair.name1)
-        counts = (rows, MAX_KEYPOINTS)
+        counts = (rows, MAX_ROWS)
         if self._features is not None:
             sides = (1, 0) if swapped else (0, 1)
             counts = (self._cached_count(sides[0], names[0]), self._cached_count(sides[1], names[1]))
@@ -211,6 +208,7 @@ class MatchStore:
         forward = matches.as_index_pairs()
         size = int(forward[:, 1].max()) + 1 if len(forward) else 0
         size = max(size, int(attribute(self._group(key), "keypoints1", 0)))
+        refuse_too_large((size,), 1, f"{self.path}: {key!r}")
         back, scores = np.full(size, -1, np.int32), np.zeros(size, np.float32)
         back[forward[:, 1]] = forward[:, 0]
         scores[forward[:, 1]] = matches.scores0[forward[:, 0]]
@@ -289,8 +287,15 @@ def read_match_list(path: Path) -> dict[Pair, Int32[np.ndarray, "m 2"]]:
             ):
                 raise BadInputError(f"{path}:{number}: expected the indices of two keypoints, from 0")
             rows.extend(map(int, indices))
+            if len(rows) > 2 * MAX_ROWS:
+                raise BadInputError(f"{path}:{number}: more than {MAX_ROWS:,} matches of a pair, which fit into memory")
         elif pair is not None:
             matches[pair] = np.array(rows, np.int32).reshape(-1, 2)
+            refuse_too_large(
+                (int(matches[pair].max(initial=-1)) + 1,),
+                1,
+                f"{path}: by its indices, {pair.name0!r} or {pair.name1!r}",
+            )
             if len(np.unique(matches[pair][:, 0])) < len(matches[pair]):
                 raise BadInputError(
                     f"{path}: a keypoint of {pair.name0!r} has two matches in {pair.name1!r}; leave one"

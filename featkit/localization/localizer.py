@@ -21,13 +21,18 @@ from jaxtyping import Int, UInt8
 from pydantic import Field
 
 from featkit.core.config import Config, Factor, Megabytes, Runtime, Seconds, Seed
-from featkit.core.errors import UsageError
+from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
 from featkit.features.panoramas import extract_decoded
-from featkit.features.stage import config_of_features, extract_one, extraction_method, to_file_pixels
+from featkit.features.stage import (
+    config_of_features,
+    extract_one,
+    extraction_method,
+    to_file_pixels,
+)
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics
@@ -90,6 +95,17 @@ class ServedConfig(LocalizerConfig):
     """Limits of the server."""
 
 
+def _refuse_given_keypoints(features: Path) -> None:
+    """Raise BadInputError for features of given keypoints, if there will be no keypoints of the other images."""
+    with open_features(features) as store:
+        stored = store.attributes().get("config")
+    if isinstance(stored, dict) and stored.get("keypoints_digest"):
+        raise BadInputError(
+            f"{features}: describes keypoints of another detector (--keypoints), which photographs sent to a server do"
+            " not bring along; use `featkit localize --keypoints FILE`, or map with features that detect their own"
+        )
+
+
 class Localizer:
     """Localizes images in one map. Thread-safe: threads extract in parallel, and match one at a time."""
 
@@ -106,11 +122,12 @@ class Localizer:
 
         map_folder: a scene, its featkit/ folder, or a sparse model next to its features. features: the map's
         features.h5, if it is elsewhere. number: which of several models; None: the largest. Raises BadInputError and
-        UsageError like `featkit localize`.
+        UsageError like `featkit localize`, BadInputError also for a map of given keypoints.
         """
         self.config = config or LocalizerConfig()
         check_camera_config(self.config.localize.camera)
         map_files = find_map(Path(map_folder), None if features is None else Path(features), number)
+        _refuse_given_keypoints(map_files.features)
         self._device = device
         self._method = extraction_method(config_of_features(map_files.features, workers=1), device=device)
         self._matcher: Matcher = resolve("matcher", self.config.matcher, self.config.matching, device).built

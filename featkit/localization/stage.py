@@ -159,7 +159,7 @@ def query_facts(name: str, query: QueryCamera, keypoints: int, partners: Sequenc
     }
     if keypoints == 0:
         return facts, "no keypoint found in the image"
-    return facts, "" if partners else "no map image was retrieved"
+    return facts, "" if partners else "it is paired with no map image"
 
 
 def localize_query(

@@ -87,8 +87,12 @@ def write_image(
 ) -> None:
     """Write an image and (alone) a frame that consists of it, under the image's id.
 
-    keypoints: in COLMAP's pixels. rig_id: None: the camera's id.
+    keypoints: in COLMAP's pixels. rig_id: None: the camera's id. Raises BadInputError for NaN and infinity.
     """
+    if broken := int((~np.isfinite(keypoints)).any(axis=1).sum()):
+        raise BadInputError(
+            f"{name!r}: {broken} of its {len(keypoints)} keypoints are NaN or infinity; extract it again"
+        )
     image = pycolmap.Image(name=name, camera_id=camera_id, image_id=image_id)
     database.write_image(image, use_image_id=True)
     if alone:

@@ -18,8 +18,17 @@ from jaxtyping import Float, UInt8
 from featkit.core.config import Config, Count, Side
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
 from featkit.images.masks import find_masks
-from featkit.io.artifact import explained, inside, making, part_of, place_files, scratch, write_stamp, write_text
-from featkit.io.atomic import is_stamped, read_stamp, refuse_foreign
+from featkit.io.artifact import (
+    explained,
+    inside,
+    making,
+    part_of,
+    place_files,
+    scratch,
+    write_stamp,
+    write_text,
+)
+from featkit.io.atomic import EXISTS, FOREIGN, STAMP, is_stamped, read_stamp, refuse_foreign, stamped_files
 from featkit.io.lists import format_pairs, write_ply, write_poses
 from featkit.mapping.cameras import to_intrinsics, to_pose
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
@@ -130,6 +139,9 @@ def export(
         return _write_ply(source, output, overwrite)
     if output.exists() and not output.is_dir():
         raise NotWritableError(f"{output}: is a file; choose a folder with --out")
+    if form in WITH_PHOTOGRAPHS and not overwrite:
+        pictures = [f"{IMAGES}/{name}" for name in names] if form in UNDISTORTED or config.undistort else []
+        _refuse_existing(output, [WITH_PHOTOGRAPHS[form], *pictures])
     with scratch(part_of(output)) as part:
         result = FOLDERS[form](source, part, output)
         for name, text in alignment_files(folder).items():
@@ -143,13 +155,22 @@ def export(
     )
 
 
+def _refuse_existing(folder: Path, names: Sequence[str]) -> None:
+    """Raise BadInputError for files that `place_files` would refuse without `overwrite`, before they are made."""
+    existing = next((name for name in names if os.path.lexists(inside(folder, name))), None)
+    if existing is not None and existing not in stamped_files(folder / STAMP):
+        raise BadInputError(f"{folder / existing}: {FOREIGN}")
+    if existing is not None:
+        raise BadInputError(f"{folder / existing}: {EXISTS}")
+
+
 def _write_ply(source: Source, output: Path, overwrite: bool) -> Exported:
     refuse_foreign(output)
     points, colours = coloured_points(source.model)
     if len(points) == 0:
         raise EmptyResultError(f"{source.folder}: this model has no points")
     if output.exists() and not overwrite:
-        raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")
+        raise BadInputError(f"{output}: {EXISTS}")
     return Exported([write_ply(output, points, colours)], len(source.registered), len(points))
 
 
@@ -295,7 +316,11 @@ FOLDERS: dict[str, Writer] = {
 }
 FORMATS = ("gaussian-splatting", "nerfstudio", "dense", "ply", "text", "hloc")
 UNDISTORTED = ("gaussian-splatting", "dense")  # always
-WITH_PHOTOGRAPHS = (*UNDISTORTED, "nerfstudio")
+WITH_PHOTOGRAPHS = {  # and a file that each of them writes
+    "gaussian-splatting": f"{SPARSE}/0/cameras.bin",
+    "dense": f"{SPARSE}/cameras.bin",
+    "nerfstudio": TRANSFORMS,
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ LOGGER = logging.getLogger(__name__)
 WRITTEN = "alignment.json"
 UNSURE_DEG = 5.0  # warn if the standard deviation of the orientation is larger
 SAME_PLACE = 1e-9  # cameras closer than this share of the model's extent are at the same place
+LARGEST = 1e9  # scale, m per unit of the model, and shift, m
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,21 @@ def align(
         found = align_to_references(centres, target, config, seed)
     else:
         found = align_to_gps(centres, target, folder, config, seed)
+    _refuse_extremes(found.metric_from_model, folder)
     reconstruction.transform(pycolmap.Sim3d(found.metric_from_model))
     described = {"kind": "alignment", "featkit_version": __version__, "model": folder.name, "seed": seed}
     described |= {"config": config.result_fields(), **found.as_json()}
     write_model(reconstruction, output, {WRITTEN: json.dumps(described, indent=1, ensure_ascii=False) + "\n"})
     return found
+
+
+def _refuse_extremes(metric_from_model: Float[np.ndarray, "3 4"], model: Path) -> None:
+    """Raise BadInputError for a scale or a shift with which the model's numbers would overflow or vanish."""
+    scale, shift = (float(np.abs(part).max()) for part in (metric_from_model[:, :3], metric_from_model[:, 3]))
+    if not (1 / LARGEST <= scale <= LARGEST and shift <= LARGEST):
+        raise BadInputError(
+            f"{model}: would be scaled by {scale:.3g} and moved by {shift:.3g} m; check the distance or positions"
+        )
 
 
 def refuse_output(output: Path, model: Path, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float, Int
 
-from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.errors import BadInputError, NotWritableError, blaming, refuse_pipe
 from featkit.io.artifact import making, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 
@@ -41,6 +41,10 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     if not is_model(folder):
         raise BadInputError(f"{folder}: no COLMAP model here (cameras, images and points3D as .bin or .txt)")
     check_complete(folder)
+    for path in folder.iterdir():
+        if path.suffix in (".bin", ".txt"):
+            with blaming(path, "a file of a COLMAP model", "make or copy the model again"):
+                refuse_pipe(path)  # COLMAP would wait for it
     try:
         model = pycolmap.Reconstruction(str(folder))
     except Exception as error:  # pycolmap's exception types differ between versions

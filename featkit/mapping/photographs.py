@@ -19,6 +19,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
 from featkit.images.exif import some_names
+from featkit.images.intensity import found_range
 from featkit.images.masks import masked
 from featkit.images.read import DecodeConfig, alpha_channel, as_stored, decode, stored_size
 from featkit.io.artifact import inside, write_bytes
@@ -63,14 +64,25 @@ def find_photographs(model_folder: Path, names: Sequence[str], folders: Sequence
 
 
 def existing_photographs(model_folder: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """Like `find_photographs`, without missing files. Raises BadInputError for a name that leaves the folder."""
+    """Like `find_photographs`, without missing files.
+
+    Raises BadInputError for a name that leaves the folder, and for a folder that does not exist.
+    """
     found: dict[str, Path] = {}
+    refuse_missing_folders(folders)
     if folders:
         for folder in reversed(folders):
             found |= _files_in_folder(folder, names)
         return found
     near = [model_folder.resolve(), *model_folder.resolve().parents[:NEAR]]
     return max((_files_in_folder(folder, names) for base in near for folder in (base / "images", base)), key=len)
+
+
+def refuse_missing_folders(folders: Sequence[Path]) -> None:
+    """Raise BadInputError for a given folder of photographs that does not exist."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise BadInputError(f"{folder}: no such folder; --images names one that holds the map's photographs")
 
 
 def _files_in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -230,14 +242,17 @@ def write_pictures(
 ) -> list[str]:
     """Write undistorted photographs and their masks; returns the names of photographs with hidden pixels.
 
-    A file that needs no change is copied. with_alpha renames images of `undistorted` that become .png. Raises
+    A file that needs no change is copied; others are written with 8 bits, with one black and white for all files that
+    have more. with_alpha renames images of `undistorted` that become .png. Raises
     BadInputError for a photograph or a mask that cannot be read, NotWritableError.
     """
     images = sorted((image for image in undistorted.model.images.values() if image.has_pose), key=lambda i: i.name)
+    paths = [pictures.files[undistorted.old_names[image.name]] for image in images]
+    decoding = DecodeConfig(min_alpha=0, intensity_range=found_range(paths))
 
     def write(image: pycolmap.Image) -> tuple[pycolmap.Image, str, bool]:
         camera = model.cameras[model.images[image.image_id].camera_id]
-        return image, *_write_picture(image.name, undistorted.old_names[image.name], camera, pictures, config)
+        return image, *_write_picture(image.name, undistorted.old_names[image.name], camera, pictures, config, decoding)
 
     hidden = []
     with (
@@ -254,7 +269,12 @@ def write_pictures(
 
 
 def _write_picture(
-    name: str, old_name: str, camera: pycolmap.Camera, pictures: Pictures, config: PictureConfig
+    name: str,
+    old_name: str,
+    camera: pycolmap.Camera,
+    pictures: Pictures,
+    config: PictureConfig,
+    decoding: DecodeConfig,
 ) -> tuple[str, bool]:
     """Write one photograph; returns its final name, and whether pixels are hidden."""
     path = pictures.files[old_name]
@@ -268,11 +288,11 @@ def _write_picture(
         and path.suffix.lower() in KEPT_SUFFIXES
         and not (is_hidden and pictures.with_alpha)
     ):
-        image = decode(path, DecodeConfig(min_alpha=0))
+        image = decode(path, decoding)
         if image.orientation in (0, 1):
             write_bytes(inside(pictures.folder, name), path.read_bytes())
             return name, is_hidden
-    image = decode(path, DecodeConfig(min_alpha=0), colour=True)
+    image = decode(path, decoding, colour=True)
     pixels = _undistort_pixels(as_stored(image.pixels, image.orientation), camera, config)[..., ::-1]
     if opacity is not None and pictures.with_alpha:
         name = str(PurePosixPath(name).with_suffix(".png"))

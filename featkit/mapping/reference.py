@@ -8,13 +8,14 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pycolmap
 
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, open_input
 from featkit.core.log import progress
 from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
@@ -181,7 +182,7 @@ def _bytes_left(file: BinaryIO) -> int:
 def _open_binary(path: Path) -> Iterator[BinaryIO]:
     """Open a file; errors inside the block become BadInputError."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             yield file
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such file") from None
@@ -311,7 +312,7 @@ class _NumberedLines:
 @contextmanager
 def _open_text(path: Path) -> Iterator[_NumberedLines]:
     try:
-        file = path.open(encoding="utf-8-sig")
+        file = TextIOWrapper(open_input(path), encoding="utf-8-sig")
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such file") from None
     except OSError as error:

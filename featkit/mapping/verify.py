@@ -16,7 +16,7 @@ from featkit.core.log import progress
 from featkit.core.types import Pair, Pose
 from featkit.geometry.epipolar import epipolar_inliers, epipolar_inliers_of_rays, essential_matrix
 from featkit.io.artifact import artifact, discard, explained, is_left, locked, new_part, part_of, write_stamp
-from featkit.io.atomic import explained_by_disk, is_stamped, refuse_folder, refuse_foreign
+from featkit.io.atomic import DATABASE, explained_by_disk, is_stamped, refuse_folder, refuse_foreign, refuse_other_kind
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, Spelling, read_pairs
 from featkit.io.matches import MatchStore, open_matches
@@ -166,6 +166,7 @@ def build_database(
     without disk space or while another process writes the output.
     """
     refuse_foreign(output)
+    refuse_other_kind(output, DATABASE)
     refuse_folder(output)
     with locked(output), explained_by_disk(output):
         return _build_database(

@@ -160,6 +160,7 @@ def _finite_rows(rows: Tensor) -> Tensor:
 
 
 MEMBERS = 32  # entries per group of a row; tiles have a multiple of this many columns
+LARGEST_TILE = 1 << 26  # entries, 256 MB: the rows of a tile are fewer for more than 65,536 columns
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,10 @@ def nearest_two(a: Rows, b: Rows) -> TopTwo:
     """The best two rows of `b` for every row of `a`, by dot product. Neither is empty."""
     product = product_of(a, b)
     columns = -(-len(b) // MEMBERS) * MEMBERS
-    tile = torch.empty(min(product.tile_rows, len(a)), columns, dtype=product.dtype, device=a.values.device)
+    tile_rows = max(1, min(product.tile_rows, len(a), LARGEST_TILE // columns))
+    tile = torch.empty(tile_rows, columns, dtype=product.dtype, device=a.values.device)
     found: list[TopTwo] = []
-    for start in range(0, len(a), product.tile_rows):
+    for start in range(0, len(a), tile_rows):
         part = tile[: len(a) - start]
         product.compute(start, part)
         part[:, len(b) :] = product.nothing

@@ -22,6 +22,7 @@ from featkit.io.matches import MatchStore, append_matches, refuse_key_collisions
 
 LOGGER = logging.getLogger(__name__)
 CACHED_IMAGES = 64  # features kept in memory; pairs are usually sorted by their first image
+CACHED_KEYPOINTS = 1 << 21  # in all of these images: 1 GB with 128 numbers each
 DEFAULT_BATCH = 32
 
 
@@ -43,9 +44,10 @@ def run(
     with _open_job(method, features, pairs, output, query_features, overwrite) as job:
         if len(job.todo) < job.total:
             LOGGER.info("match: %d of %d pairs are done already", job.total - len(job.todo), job.total)
-        size = int(getattr(method.own, "batch_size", DEFAULT_BATCH))
+        cached = max(2, min(CACHED_IMAGES, CACHED_KEYPOINTS // max(1, job.most_keypoints)))
+        size = min(int(getattr(method.own, "batch_size", DEFAULT_BATCH)), cached // 2)
         with progress("match", len(job.todo), "pairs") as advance:
-            for batch, loaded in _read_ahead(job.todo, job.store0, job.store1, size):
+            for batch, loaded in _read_ahead(job.todo, job.store0, job.store1, size, cached):
                 for pair, pair_features, pair_matches in zip(
                     batch, loaded, _match_batch(method.built, batch, loaded), strict=True
                 ):
@@ -67,7 +69,10 @@ def waiting(
 
 @dataclass(frozen=True)
 class _MatchJob:
-    """The stores of a run, digests of the features of a pair, the unmatched pairs, and the number of all pairs."""
+    """The stores of a run, digests of the features of a pair, the unmatched pairs, and the number of all pairs.
+
+    most_keypoints: of one image.
+    """
 
     store0: FeatureStore
     store1: FeatureStore
@@ -75,6 +80,7 @@ class _MatchJob:
     digests: Callable[[Pair], tuple[str, str]]
     todo: list[Pair]
     total: int
+    most_keypoints: int
 
 
 @contextmanager
@@ -92,7 +98,7 @@ def _open_job(
         store0 = stack.enter_context(open_features(query_features)) if query_features else store1
         spelled = (Spelling(store0.names), Spelling(store1.names))
         all_pairs = read_pairs(pairs, query_features is not None, spelled) if isinstance(pairs, Path) else pairs
-        _check_features_exist(all_pairs, store0, store1, where)
+        most_keypoints = _check_features(all_pairs, store0, store1, where)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
         weights = _weights_of_stores(method, store0, store1)
         matches = stack.enter_context(append_matches(output, method.config, origin, overwrite, weights))
@@ -102,7 +108,7 @@ def _open_job(
             return digest0(pair.name0), digest1(pair.name1)
 
         todo = [pair for pair in all_pairs if not matches.has(pair, digests(pair))]
-        yield _MatchJob(store0, store1, matches, digests, todo, len(all_pairs))
+        yield _MatchJob(store0, store1, matches, digests, todo, len(all_pairs), most_keypoints)
 
 
 def _weights_of_stores(method: Method[Matcher], store0: FeatureStore, store1: FeatureStore) -> str:
@@ -125,7 +131,11 @@ def _match_batch(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Feature
         raise BadInputError(f"{batch[0].name0!r}, {batch[0].name1!r}: {error}; extract both with one method") from None
 
 
-def _check_features_exist(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, where: Path | str) -> None:
+def _check_features(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, where: Path | str) -> int:
+    """The largest number of keypoints of an image. Raises BadInputError for images without features, or with too many.
+
+    Only headers are read.
+    """
     known0 = set(store0.names())
     known1 = known0 if store1 is store0 else set(store1.names())
     for missing, store in (
@@ -136,14 +146,17 @@ def _check_features_exist(pairs: list[Pair], store0: FeatureStore, store1: Featu
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BadInputError(f"{where}: {missing[0]!r}{more} has no features in {store.path}; extract it first")
     refuse_key_collisions(sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
+    used0, used1 = ({pair.name0 for pair in pairs}, {pair.name1 for pair in pairs})
+    used = {(store0, name) for name in used0} | {(store1, name) for name in used1}
+    return max((store.count(name) for store, name in sorted(used, key=lambda item: item[1])), default=0)
 
 
 def _read_ahead(
-    pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, size: int
+    pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, size: int, cached: int
 ) -> Iterator[tuple[list[Pair], list[tuple[Features, Features]]]]:
     """Batches of pairs with their features; the next batch is read while one is processed."""
 
-    @lru_cache(maxsize=CACHED_IMAGES)
+    @lru_cache(maxsize=cached)
     def load(second: bool, name: str) -> Features:
         return (store1 if second else store0).read(name)
 

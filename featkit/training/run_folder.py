@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from featkit import __version__
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError, NotWritableError, blaming
+from featkit.core.errors import BadInputError, NotWritableError, blaming, refuse_pipe
 from featkit.core.log import progress
 from featkit.images.listing import marked
 from featkit.io.artifact import explained, no_links, write_bytes, write_text, writing
@@ -201,6 +201,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with blaming(path, "a checkpoint of featkit", "use --overwrite to discard it"):
+        refuse_pipe(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadInputError(f"{path}: not a checkpoint of this featkit; use --overwrite to discard it")

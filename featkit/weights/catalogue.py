@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from featkit.core.config import Config, make, read_yaml
-from featkit.core.errors import BadInputError, FeatkitError, UsageError
+from featkit.core.errors import BadInputError, FeatkitError, UsageError, open_input
 from featkit.io.artifact import write_text
 from featkit.weights.exchange import state_dict_of
 from featkit.weights.files import read_metadata, read_tensors
@@ -235,7 +235,7 @@ def check_sha256(path: Path, file: AuthorsFile) -> None:
 def git_blob_of(path: Path) -> str:
     """Git's blob hash (SHA-1) of a file. Raises BadInputError."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
             while block := file.read(READ_AT_ONCE):
                 digest.update(block)

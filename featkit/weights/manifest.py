@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from featkit.core.config import Bytes, Config, resource_dir
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError, open_input
 from featkit.io.artifact import inside, write_text
 from featkit.io.atomic import refuse_foreign
 
@@ -100,7 +100,7 @@ def sha256_of(path: Path) -> str:
     """The file's SHA-256 in hexadecimal. Raises BadInputError."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             while block := file.read(READ_AT_ONCE):
                 digest.update(block)
     except OSError as error:

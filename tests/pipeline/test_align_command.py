@@ -187,6 +187,8 @@ def test_existing_output_is_not_replaced(scene: Path) -> None:
         (("--gps", "--max-error", "-1"), 2, ["--max-error"]),
         (("--distance", "00.jpg", "01.jpg", "0"), 2, ["more than 0"]),
         (("--distance", "00.jpg", "01.jpg", "nan"), 2, ["more than 0"]),
+        (("--distance", "00.jpg", "07.jpg", "1e300"), 3, ["would be scaled by", "check the distance"]),
+        (("--distance", "00.jpg", "07.jpg", "1e-300"), 3, ["would be scaled by", "check the distance"]),
         (("--distance", "00.jpg", "05.jpeg", "3"), 3, ["'05.jpeg'", "did you mean '05.jpg'"]),
         (("--distance", "00.jpg", "00.jpg", "3"), 3, ["one place"]),
         (("--distance", "00.jpg", "11.jpg", "3"), 3, ["one place"]),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -238,6 +239,16 @@ def test_broken_and_foreign_stores(mapped_scene: Any, featkit_here: Command, tmp
     refused(featkit_here("match", matches, pairs, "-o", tmp_path / "m.h5", "-q"), 3, "holds matches, not features")
 
 
+def test_options_that_exclude_each_other(mapped_scene: Any, featkit_here: Command, tmp_path: Path) -> None:
+    """Neither is passed over."""
+    out = ("-q", "-o", tmp_path / "out.onnx")
+    given = ("--reference", mapped_scene.folder / "truth" / "poses.txt", "--mapper", "global")
+    refused(featkit_here("reconstruct", mapped_scene.folder, *given, *out), 2, "nothing is left for --mapper global")
+    refused(featkit_here("frames", "video.mp4", "--fps", 5, "--overlap", 0.6, *out), 2, "kept by one of them")
+    exported = ("weights", "export", "hardnet", "--format", "safetensors", "--name", "x")
+    refused(featkit_here(*exported, *out), 2, "--format safetensors: --out")
+
+
 def test_localization_mistakes(mapped_scene: Any, featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
     queries, out = mapped_scene.folder / "queries", tmp_path / "out"
     (tmp_path / "empty").mkdir()
@@ -251,6 +262,23 @@ def test_localization_mistakes(mapped_scene: Any, featkit_here: Command, picture
     refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "contains none of its images")
     listed.write_text("query_0000.jpg PINHOLE 800 600 720 720 400 300\n")
     refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "400 x 300", "800 x 600")
+    for lines, words in (
+        ("0000.jpg query_0000.jpg\n", "no line begins with a query"),
+        ("query_0000.jpg elsewhere.jpg\n", "elsewhere.jpg: no features in"),
+    ):
+        listed.write_text(lines)
+        refused(featkit_here(*scene, queries, "--pairs", listed), 3, "list.txt", words)
+    h5py.File(tmp_path / "global.h5", "w").close()
+    refused(
+        featkit_here(*scene, queries, "--retrieval", tmp_path / "global.h5"), 3, "no global_descriptor of '0000.jpg'"
+    )
+    with h5py.File(mapped_scene.output / "features.h5") as source, h5py.File(tmp_path / "other.h5", "w") as other:
+        for name in source:
+            source.copy(name, other)
+        other["0000.jpg/keypoints"][0] += 2
+    command = (*scene, queries, "--features", tmp_path / "other.h5")
+    refused(featkit_here(*command), 3, "other.h5: '0000.jpg' has different keypoints from the map")
+    assert not (out / "features.h5").exists()  # refused before any work
     refused(featkit_here(*scene[:2], "-o", tmp_path / "noise", "-q", "--queries", pictures), 4, "none of 2 queries")
     reasons = json.loads((tmp_path / "noise" / "poses.json").read_text())
     assert reasons["localized"] == 0

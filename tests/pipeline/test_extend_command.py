@@ -121,10 +121,15 @@ def test_a_map_of_given_keypoints(mapped_scene: Any, tmp_path: Path) -> None:
     larger = read_model(tmp_path / "out" / "sparse" / "0")
     assert compare_with_truth(larger, true_poses(mapped_scene)).centre.max() < 0.05
     refused(run(*command, "-q", "--keypoints", other), 3, "has other keypoints than", "other.h5; add --overwrite")
-    refused(run(*command, "-q"), 3, "describes keypoints of another detector", "--keypoints FILE", "`serve` cannot")
+    refused(
+        run(*command, "-q"),
+        3,
+        "describes keypoints of another detector",
+        "--keypoints FILE of `featkit localize` or `extend`",
+    )
     detected = run("extend", mapped_scene.folder, queries, "-q", "-o", tmp_path / "no", "--keypoints", new)
     refused(detected, 2, "detect their own keypoints; leave it out")
-    with pytest.raises(BadInputError, match="`serve` cannot take this map"):
+    with pytest.raises(BadInputError, match="which photographs sent to a server do not bring along"):
         Localizer(scene)
 
 
@@ -154,6 +159,15 @@ def test_failed_runs_keep_existing_files(mapped_scene: Any, tmp_path: Path) -> N
     refused(run(*command, tmp_path / "nowhere"), 3, "nowhere", "no such folder")
     refused(run("extend", queries, queries, "-q", "-o", out), 3, "no COLMAP model")
     refused(run(*command, queries, "--prune"), 3, "none of the map's 6 photographs")
+    one = tmp_path / "one"
+    one.mkdir()
+    for path in (scene / "images" / "0000.jpg", sorted(queries.iterdir())[0]):
+        shutil.copy(path, one)
+    refused(run(*command, one, "--prune"), 3, "has 1 of the map's 6 photographs")
+    refused(run(*command, queries, "--images", tmp_path / "nowhere"), 3, "nowhere: no such folder")
+    refused(run(*command, queries, "--camera-model", "PINHOL"), 2, "--camera-model PINHOL: there is")
+    refused(run(*command, queries, "--camera-params", "1,2,3"), 2, "--camera-params")
+    assert not out.exists()  # refused before any work
     refused(run("extend", scene, queries, "-q", "-o", mapped_scene.output), 3, "is the map itself")
     refused(run(*command, queries, "--features", "dog+hynet"), 2, "--features dog+hynet: the map's are rootsift")
     other = tmp_path / "other"

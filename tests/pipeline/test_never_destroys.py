@@ -500,3 +500,27 @@ def test_inside_refuses_escaping_names() -> None:
     for name in ("..", "a/..", "../a", "/a", "C:/a", "C:a", "a\\..\\b", "\\a", "a\0b", ""):
         with pytest.raises(BadInputError, match="leads outside"):
             inside(folder, name)
+
+
+def test_files_of_featkits_are_not_replaced_by_another_kind(world: World, tmp_path: Path) -> None:
+    """`verify --out features.h5` would lose the features that it reads, and --overwrite means the same kind only."""
+    shutil.copytree(world.map, tmp_path / "map")
+    folder, images = tmp_path / "map", world.scene.folder / "images"
+    inputs = (folder / "features.h5", folder / "pairs.txt", folder / "matches.h5")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert {"features.h5", "matches.h5", "pairs.txt", "database.db", "report.html", "metrics.json"} <= before.keys()
+    commands: dict[str, tuple[object, ...]] = {
+        "verify": ("verify", images, *inputs),
+        "pairs": ("pairs", images, "--method", "exhaustive"),
+        "match": ("match", *inputs[:2]),
+        "extract": ("extract", images),
+        "store": ("store", "merge", inputs[0]),
+    }
+    own = {"verify": "database.db", "pairs": "pairs.txt", "match": "matches.h5", "extract": "features.h5", "store": ""}
+    for name, command in commands.items():
+        for out in ("features.h5", "matches.h5", "pairs.txt", "database.db", "report.html"):
+            if out != own[name]:
+                more = () if name == "verify" else ("--overwrite",)
+                ran = run(*command, "--out", folder / out, *more, *(QUIET if name in ("match", "extract") else ("-q",)))
+                refused(ran, 3, str(folder / out), "choose another --out")
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.suffix != ".lock"} == before

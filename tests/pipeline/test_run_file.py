@@ -72,6 +72,8 @@ def test_a_handwritten_configuration_and_errors(ran: Path, tmp_path: Path) -> No
     ):
         plain.write_text(f"command: reconstruct\nconfig: {{}}\narguments: {{{arguments}}}\n")
         refused(run(*command), 3, "plain.yaml", words)
+    plain.write_text("command: reconstruct\nconfig: {}\nmatcher: lightglue\n")
+    refused(run(*command), 3, "plain.yaml: 'matcher' is no part of a saved run")
     plain.write_text("command: reconstruct\nconfig: {}\narguments: {truth: gone.txt}\n")
     refused(run(*command), 3, "gone.txt: no such file")
     assert not (tmp_path / "out" / "sparse").exists()

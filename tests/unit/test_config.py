@@ -13,6 +13,8 @@ from pydantic import Field
 from featkit.core.config import Config, Runtime, differences, make, merge, named_config, overrides, read_yaml
 from featkit.core.errors import BadInputError, FeatkitError, UsageError
 from featkit.core.registry import class_of, resolve
+from featkit.features.stage import ExtractConfig
+from featkit.images.read import DecodeConfig
 
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -81,6 +83,16 @@ def test_wrong_value_says_what_it_got() -> None:
         make(Inner, {"ratio": "much"})
     with pytest.raises(UsageError, match="threads"):
         make(Inner, {"threads": 0})
+
+
+def test_fields_that_do_not_go_together() -> None:
+    """The message names the fields; neither pydantic's own words nor all values are shown."""
+    with pytest.raises(UsageError) as error:
+        make(DecodeConfig, {"intensity_range": [9, 1]}, "here")
+    assert str(error.value) == "here: intensity_range: the first value must be below the second"
+    with pytest.raises(UsageError) as error:
+        make(ExtractConfig, {"decode": {"intensity_range": [9, 1]}}, "here")
+    assert str(error.value) == "here: decode: intensity_range: the first value must be below the second"
 
 
 def test_frozen() -> None:

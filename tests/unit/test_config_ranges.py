@@ -17,6 +17,8 @@ import featkit
 from featkit.core.config import Config, Seed, load_pipeline, make, merge, overrides
 from featkit.core.errors import UsageError
 from featkit.core.runtime import capped, usable_cores
+from featkit.data import make_patches
+from featkit.features import patches
 from featkit.features.sift import SiftConfig
 from featkit.mapping.stage import ClusterConfig, MapConfig, _num_threads, hierarchical_options
 
@@ -163,6 +165,7 @@ def test_a_wrong_number_is_one_line_before_any_work(assignment: str) -> None:
         {"octave_resolution": 1e8},
         {"first_octave": -20},
         {"max_keypoints": int("9" * 23)},
+        {"max_keypoints": 99_999_999},
         {"max_num_features": 0},
         {"peak_threshold": math.nan},
     ],
@@ -170,6 +173,14 @@ def test_a_wrong_number_is_one_line_before_any_work(assignment: str) -> None:
 def test_sift_takes_what_its_library_takes(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):
         make(SiftConfig, values)
+
+
+@pytest.mark.parametrize("config", [make_patches.PatchesConfig, patches.PatchesConfig])
+@pytest.mark.parametrize("value", [1e-9, 0, 1e5])
+def test_a_patch_has_a_size(config: type[Config], value: float) -> None:
+    """With 1e-9 every patch would be of one colour, and with 1e5 leave its image."""
+    with pytest.raises(UsageError, match="magnification"):
+        make(config, {"magnification": value}, where="here")
 
 
 def test_the_largest_seed_is_taken() -> None:

@@ -339,6 +339,15 @@ def test_a_set_is_fetched_unpacked_and_noted(tmp_path: Path) -> None:
     assert [f.was_there for f in first + second] == [False, False, True, True]
 
 
+def test_an_archive_that_is_none_of_the_files_is_refused(tmp_path: Path) -> None:
+    """It would be passed over, and the file downloaded."""
+    (tmp_path / "sets.zip").write_bytes(zipped(GOOD))
+    for name, error in (("sets.zip", UsageError), ("set.zip", BadInputError)):
+        with pytest.raises(error, match=name):
+            fetch(a_set("http://127.0.0.1:9"), tmp_path / "out", FetchOptions({}, archives=[tmp_path / name]), HASTY)
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_file_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     message = r"^missing: set.zip \(1 of 2 files are there\); .*404"
     with serving(Faults({"labels.mat": BODY})) as address, pytest.raises(EmptyResultError, match=message):

@@ -14,7 +14,7 @@ from featkit.weights.manifest import list_weights
 TREE = {
     "sequences": ("a/oxford/graf/H1to2p", "hp/v_wall/H_1_2", "hp/v_wall/1.ppm"),
     "eth": ("eth/fountain-P11/poses.txt", "eth/fountain-P11/camera.txt", "eth/fountain-P11/images/0.png"),
-    "localization": ("posed/castle/poses.txt", "posed/castle/camera.txt", "posed/castle/sparse/x"),
+    "localization": ("posed/castle/poses.txt", "posed/castle/camera.txt", "posed/castle/images/0.jpg"),
     "models": ("scenes/barn/images/x/0.jpg", "scenes/barn/sparse/0/cameras.bin"),
     "patches": ("cut/liberty/info.txt", "cut/liberty/m50_1000_1000_0.txt"),
     "hpatches": ("hpatches-release/i_one/ref.png",),
@@ -52,6 +52,7 @@ def test_each_kind_is_told_by_its_layout(tmp_path: Path, kind: str) -> None:
 def test_all_at_once_and_nothing_else(tmp_path: Path) -> None:
     for names in TREE.values():
         make(tmp_path, names)
+    make(tmp_path, ("demo/truth/poses.txt", "demo/truth/camera.txt", "demo/images/0.jpg"))  # the poses are no scene
     make(tmp_path, ("photos/0.jpg", ".hidden/barn/images/0.jpg", ".hidden/barn/sparse/x", "posed/half/poses.txt"))
     found = available_data(tmp_path)
     assert vars(found) == {kind: [tmp_path / name for name in names] for kind, names in FOLDERS.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import h5py
 import numpy as np
+import pycolmap
 import pytest
 import torch
 import torch.nn.functional as F
@@ -337,6 +338,27 @@ def test_an_image_that_cannot_be_described_has_none(weights: dict[str, Path], tm
     found = read(tmp_path / "f.h5")
     assert (len(found["flat.png"]), len(found["a.png"])) == (0, 9)
     assert found["flat.png"].descriptors.shape == (0, found["a.png"].descriptors.shape[1])
+
+
+def test_a_server_refuses_a_map_of_given_keypoints(tmp_path: Path) -> None:
+    """At once, with the reason and what to do: the photographs that it is sent come without keypoints."""
+    pycolmap.synthesize_dataset(pycolmap.SyntheticDatasetOptions()).write(str(_folder(tmp_path / "sparse")))
+    points = drawn(9, SIZE)
+    features = Features(points["keypoints"], np.eye(9, 16, dtype=np.float32), points["scores"], SIZE)
+    for digest in ("", "0123456789abcdef"):
+        with append_features(tmp_path / f"f{digest}.h5", ExtractConfig(keypoints_digest=digest)) as store:
+            store.write("a.png", features)
+    given = ("serve", tmp_path, "--port", 0, "--features", tmp_path / "f0123456789abcdef.h5")
+    refused(
+        run(*given), 3, "f0123456789abcdef.h5: describes keypoints of another", "`featkit localize --keypoints FILE`"
+    )
+    detected = run("serve", tmp_path, "--port", 0, "--features", tmp_path / "f.h5")
+    assert "describes keypoints of another" not in detected.stderr
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_the_digest_is_of_the_keypoints_alone(tmp_path: Path) -> None:

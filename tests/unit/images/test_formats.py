@@ -6,6 +6,7 @@ import logging
 import os
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -52,6 +53,57 @@ def test_what_phones_and_cameras_write(suffix: str, smooth: np.ndarray, tmp_path
     assert np.abs(found.astype(int) - smooth).mean() < 6
     grey = decode(path, CONFIG).pixels
     assert np.abs(grey.astype(int) - cv2.cvtColor(found, cv2.COLOR_RGB2GRAY)).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *(("a.png", "P"), ("a.gif", "P"), ("a.tif", "P"), ("a.png", "1"), ("a.tif", "1"), ("a.png", "LA")),
+        *(("a.tif", "LA"), ("a.tif", "CMYK"), ("a.jpg", "CMYK"), ("a.png", "RGBA"), ("a.tif", "RGBA")),
+    ],
+)
+def test_ways_of_storing_a_pixel(name: str, mode: str, smooth: np.ndarray, tmp_path: Path) -> None:
+    """As Pillow converts them to colours; transparent pixels are masked."""
+    image = Image.fromarray(smooth).quantize(32) if mode == "P" else Image.fromarray(smooth).convert(mode)
+    options: dict[str, int] = {"transparency": 3} if mode == "P" and not name.endswith(".tif") else {"quality": 100}
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(np.where(np.arange(64) < 20, 0, 255).astype(np.uint8)[None].repeat(48, 0)))
+    image.save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as stored:
+        assert stored.mode == mode
+        expected, hidden = np.asarray(stored.convert("RGB")).astype(int), np.zeros((48, 64), bool)
+        if mode in ("LA", "RGBA") or "transparency" in options:
+            hidden = np.asarray(stored.convert("RGBA"))[..., 3] == 0
+            assert hidden.any()
+    found = decode(tmp_path / name, CONFIG, colour=True)
+    assert np.abs(found.pixels - expected)[~hidden].max() <= 3
+    assert (found.usable is None and not hidden.any()) or np.array_equal(found.usable, ~hidden)
+    grey = cv2.cvtColor(found.pixels, cv2.COLOR_RGB2GRAY)
+    assert np.abs(decode(tmp_path / name, CONFIG).pixels.astype(int) - grey)[~hidden].max() <= 2
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_with_colours_and_alpha(channels: int, smooth: np.ndarray, tmp_path: Path) -> None:
+    """PNG files written byte by byte: the upper 8 bits of every channel."""
+    values = smooth[..., : 1 if channels < 3 else 3].astype(np.uint16) * 257
+    alpha = np.where(np.arange(64) < 20, 0, 65535).astype(np.uint16)[None, :, None].repeat(48, 0)
+    if channels in (2, 4):
+        values = np.concatenate([values, alpha], axis=2)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 16, colour_type, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    expected = smooth[..., :1].repeat(3, 2) if channels < 3 else smooth
+    for config in (CONFIG, DecodeConfig(intensity_range=(0, 65535))):
+        found = decode(tmp_path / "a.png", config, colour=True)
+        assert np.abs(found.pixels.astype(int) - expected).max() <= 1
+        assert (found.usable is None) == (channels in (1, 3))
+        assert found.usable is None or np.array_equal(found.usable, alpha[..., 0] > 0)
 
 
 def test_heic_without_its_package(

@@ -319,6 +319,16 @@ def test_command_and_function(pan: Path, tmp_path: Path, featkit_here: Callable[
     assert "times in frames.csv" in featkit_here("frames", pan, "-o", tmp_path / "a", "--overlap", 0.7).out
     with pytest.raises(UsageError, match="--max-frames"):
         featkit.frames(pan, tmp_path / "c", max_frames=0)
+    with pytest.raises(UsageError, match=r"frames are kept by one of them; leave out the other$"):
+        featkit.frames(pan, tmp_path / "c", overlap=0.7, fps=5)
+
+
+def test_one_frame_that_was_asked_for_is_no_warning(
+    pan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "featkit"):
+        assert run(FramesConfig(max_frames=1), pan, tmp_path / "a").frames == 1
+    assert "hardly moves" not in caplog.text
 
 
 @pytest.mark.parametrize("change", [{"files": 5}, {"files": None}, {"frames": None}, {"is_cut_off": [1]}])

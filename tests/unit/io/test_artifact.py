@@ -459,3 +459,27 @@ def test_the_current_folder_by_any_name(place: str, tmp_path: Path, monkeypatch:
     for write in (lambda: write_described(Path(place), "a b", {}), lambda: artifact.artifact(Path("/"), Config(), "")):
         with pytest.raises(BadInputError, match=r"is a folder|is the root of a disk"):
             write()
+
+
+def test_a_file_is_replaced_by_its_kind_only(tmp_path: Path) -> None:
+    """What is written is compared with what is there; a new list, or page, in place of an old one is written."""
+    path = tmp_path / "a.txt"
+    write_described(path, "a b\n", {"featkit_version": "0", "kind": "pairs"})
+    for content, kind in (
+        (b"\x89HDF\r\n\x1a\n featkit_version", "a store of features or matches"),
+        (b"SQLite format 3\0", "a database"),
+        (b'{"featkit_version": 0}', "a json file"),
+        (b'<!doctype html><meta name="generator" content="featkit">', "a page"),
+    ):
+        with pytest.raises(BadInputError, match=f"a.txt: is a list, so it is not replaced by {kind}"):
+            write_bytes(path, content)
+        other = tmp_path / "other"
+        other.write_bytes(content)
+        if kind != "a database":  # which its stamp makes featkit's
+            with pytest.raises(BadInputError, match=f"other: is {kind}, so it is not replaced by a list"):
+                write_described(other, "a b\n", {"featkit_version": "0", "kind": "pairs"})
+        assert other.read_bytes() == content
+        assert write_bytes(other, content + b" ", owned=True).read_bytes() == content + b" "
+        other.unlink()
+    write_described(path, "a c\n", {"featkit_version": "0", "kind": "pairs"})
+    assert path.read_text() == "a c\n"

@@ -157,7 +157,7 @@ def test_reasons(made: Localized, tmp_path: Path) -> None:
     one = made._replace(pairs=write_pairs(tmp_path / "one.txt", [Pair(QUERIES[0], "0.png"), Pair(QUERIES[0], "1.png")]))
     found = one.run(tmp_path, registration.run, RegistrationConfig(min_inliers=10), LocalizeConfig())
     assert [result.pose is not None for result in found] == [True, False, False]
-    assert found[1].reason == "no map image was retrieved"
+    assert found[1].reason == "it is paired with no map image"
     wrong = Intrinsics("PINHOLE", SIZE[0] + 1, SIZE[1], PARAMS)
     with pytest.raises(BadInputError, match=r"its intrinsics are for 1025 x 768"):
         registration.run(

@@ -166,3 +166,25 @@ def test_a_pair_without_a_match_and_names_with_spaces(tmp_path: Path) -> None:
         assert (first.name0, first.name1, second.name0) == ("a b.jpg", "c.jpg", "d.jpg")
         assert store.read(first).count == 0
         assert store.read(second).as_index_pairs().tolist() == [[1, 2], [3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda group: group["keypoints"].__setitem__((slice(2), 0), np.nan), "2 of its"),
+        (lambda group: group["keypoints"].__setitem__((0, 1), np.inf), "1 of its"),
+        (lambda group: group["keypoints"].attrs.__setitem__("uncertainty", np.nan), "an uncertainty of nan px"),
+        (lambda group: group["keypoints"].attrs.__setitem__("uncertainty", -3.0), "an uncertainty of -3.0 px"),
+    ],
+)
+def test_keypoints_that_are_none_are_refused(
+    change: Callable[[h5py.Group], None], words: str, scene: Written, features: Path, matches: Matches0, tmp_path: Path
+) -> None:
+    """NaN would reach COLMAP's RANSAC, and no match is within NaN px of an epipolar line."""
+    path, name = tmp_path / "features.h5", next(iter(matches))[0]
+    path.write_bytes(features.read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file[name])
+    listed = as_text(tmp_path / "matches.txt", matches)
+    command = ("verify", scene.images, path, scene.pairs, listed, "--out", tmp_path / "a.db", *CAMERA, "-q")
+    refused(run(*command), 3, name, words)

@@ -20,6 +20,8 @@ from featkit.mapping.outcome import (
     models_to_keep,
     no_model_reason,
     parallax_deg,
+    rig_warnings,
+    share_in_points,
 )
 from featkit.mapping.stage import MapConfig, build_map, incremental_options
 from featkit.mapping.verify import VerifyConfig, verify_by_ransac
@@ -176,3 +178,27 @@ def test_forward_motion_gets_a_second_attempt(tmp_path: Path, caplog: pytest.Log
         sparse = build_map(config, tmp_path, found, tmp_path / "sparse")
     assert "initial pairs with a triangulation angle of 4 degrees" in caplog.text
     assert read_model(sparse / "0").num_reg_images() == 8
+
+
+def test_a_map_that_few_matches_are_of_is_doubted(tmp_path: Path) -> None:
+    """As with a false relation of a rig's cameras. Beside a loop over all matches of a synthetic scene."""
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig, options.num_points3D = 1, 2, 4, 60
+    with pycolmap.Database.open(str(tmp_path / "a.db")) as database:
+        model = pycolmap.synthesize_dataset(options, database)
+    assert share_in_points(tmp_path / "a.db", model) > 0.95
+    for share in (0.5, 0.1):
+        for point_id in sorted(model.points3D)[round(60 * share) :]:
+            model.delete_point3D(point_id)
+        joined = total = 0
+        with pycolmap.Database.open(str(tmp_path / "a.db")) as database:
+            for pair_id, geometry in zip(*database.read_two_view_geometries(), strict=True):
+                first, second = (model.images[i].points2D for i in pycolmap.pair_id_to_image_pair(pair_id))
+                for index0, index1 in geometry.inlier_matches:
+                    total += 1
+                    joined += first[index0].has_point3D() and first[index0].point3D_id == second[index1].point3D_id
+        assert share_in_points(tmp_path / "a.db", model) == pytest.approx(joined / total)
+    (tmp_path / "sparse" / "0").mkdir(parents=True)
+    model.write(str(tmp_path / "sparse" / "0"))
+    (warning,) = rig_warnings(tmp_path / "a.db", tmp_path / "sparse")
+    assert "its rigs do not fit the photographs" in warning

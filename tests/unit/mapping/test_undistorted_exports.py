@@ -158,6 +158,19 @@ def test_gaussian_splatting_projects_points_onto_the_photographs(lens: str, tmp_
     assert np.mean(errors) < 0.08
 
 
+def test_photographs_of_12_of_16_bits_are_not_black(tmp_path: Path) -> None:
+    """Undistorted photographs have 8 bits, with one black and white for all files that have more."""
+    model = make_scene(tmp_path)
+    for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
+        values = np.asarray(Image.open(path)).astype(np.uint16)
+        Image.fromarray(values * np.uint16(16 if number else 2)).save(path)
+    export("gaussian-splatting", model, tmp_path / "out")
+    brightest = [int(np.asarray(Image.open(path)).max()) for path in sorted((tmp_path / "out" / "images").iterdir())]
+    assert len(brightest) == 4
+    assert 20 < brightest[0] < 120
+    assert min(brightest[1:]) > 200
+
+
 def test_names_are_flat_and_sizes_are_bounded(tmp_path: Path) -> None:
     make_scene(tmp_path, nested=True)
     config = ExportConfig(pictures=PictureConfig(resize_max=320))
@@ -268,6 +281,18 @@ def full_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.parametrize("form", ["gaussian-splatting", "dense", "nerfstudio"])
+def test_existing_files_are_refused_before_the_work(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier export, and the scene's own folder: no photograph is undistorted first."""
+    folder, config = make_scene(tmp_path), ExportConfig(undistort=form == "nerfstudio")
+    export(form, folder, tmp_path / "out", config=config)
+    monkeypatch.setattr("featkit.mapping.export.write_pictures", None)
+    with pytest.raises(BadInputError, match="exists already; --overwrite replaces it"):
+        export(form, folder, tmp_path / "out", config=config)
+    with pytest.raises(BadInputError, match=r"(images/0\.png|sparse/cameras\.bin): was not made by featkit"):
+        export(form, folder, tmp_path, config=config)
+
+
 def test_failed_exports_keep_existing_files(tmp_path: Path) -> None:
     folder = make_scene(tmp_path)
     out = tmp_path / "out"
@@ -291,4 +316,4 @@ def test_failed_exports_keep_existing_files(tmp_path: Path) -> None:
         model.delete_point3D(point_id)
     model.write(str(folder))
     with pytest.raises(EmptyResultError, match="Gaussian splatting starts from"):
-        export("gaussian-splatting", folder, out)
+        export("gaussian-splatting", folder, tmp_path / "empty")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from featkit import export_weights
 from featkit.cli.main import app
 from featkit.core.errors import BadInputError, UsageError
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -94,6 +95,13 @@ def test_an_impossible_name_writes_nothing(run: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="name"):
             export_weight(run, name, tmp_path / "w.safetensors")
     assert not (tmp_path / "w.safetensors").exists()
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "w.safetensors"), ("safetensors", "w.onnx"), ("onnx", "w")])
+def test_a_file_is_named_by_its_format(form: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"--format {form}: --out .*; name a file \.{form}"):
+        export_weights("hardnet", out=tmp_path / name, format=form, name="" if form == "onnx" else "x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_of_something_else(run: Path, tmp_path: Path) -> None:
