@@ -10,9 +10,8 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import typer
 
@@ -53,9 +52,8 @@ def _commands() -> Iterator[tuple[str, Any]]:
 def _section(name: str, command: Any) -> str:
     level = "#" * (2 + name.count(" "))
     own = [one for one in command.params if one.name not in {*COMMON, "help"}]
-    arguments = [one for one in own if one.param_type_name == "argument"]
-    usage = " ".join(["featkit", name, *(_argument(one) for one in arguments)])
-    usage += " COMMAND ..." if hasattr(command, "commands") else " [OPTIONS]"
+    pieces = ["COMMAND ..."] if hasattr(command, "commands") else command.collect_usage_pieces(None)
+    usage = " ".join(["featkit", name, *pieces])
     text = _prose(command.help or command.short_help or "")
     table = f"\n{_table(own)}" if own else ""
     return f"\n{level} featkit {name}\n\n    {usage}\n\n{text}\n{table}"
@@ -67,29 +65,13 @@ def _table(options: list[Any]) -> str:
 
 
 def _argument(one: Any) -> str:
-    name = (one.metavar or one.name).upper()
-    many = "..." if one.nargs != 1 else ""
-    return f"{name}{many}" if one.required else f"[{name}{many}]"
+    return str(one.metavar) if one.required else f"[{one.metavar}]"
 
 
 def _names(one: Any) -> str:
-    if one.param_type_name == "argument":
-        return f"`{_argument(one)}`"
-    names = ", ".join(sorted(one.opts, key=len, reverse=True))
-    metavar = "" if one.is_flag or getattr(one, "count", False) else f" {one.metavar or _type(one)}"
-    return f"`{names}{metavar}`".replace("|", r"\|")
-
-
-def _type(one: Any) -> str:
-    """What an option takes: choices, or the type's name with its range."""
-    kinds = [kind for kind in (one.type_descriptor.annotation, *get_args(one.type_descriptor.annotation)) if kind]
-    kind = next(kind for kind in reversed(kinds) if kind is not type(None))
-    if issubclass(kind, Enum):
-        return "|".join(str(member.value) for member in kind)
-    ends = [getattr(one.type_descriptor.parameter_info, end, None) for end in ("min", "max")]
-    name = "TEXT" if kind is str else kind.__name__.upper()
-    low, high = ("" if end is None else f"{end:g}" for end in ends)
-    return name if ends == [None, None] else f"{name} {low}..{high}"
+    names = _argument(one) if one.param_type_name == "argument" else ", ".join(sorted(one.opts, key=len, reverse=True))
+    values = "" if one.param_type_name == "argument" else one.metavar
+    return f"`{names} {values}".rstrip().replace("|", r"\|") + "`"
 
 
 def _default(one: Any) -> str:
@@ -102,7 +84,7 @@ def _default(one: Any) -> str:
     if default is None or default == [] or default is False:
         return ""
     value = getattr(default, "value", default)
-    return "" if inspect.isclass(value) or "Sentinel" in repr(value) else f"`{value}`"
+    return "" if value == "" or inspect.isclass(value) or "Sentinel" in repr(value) else f"`{value}`"
 
 
 def _cell(text: str) -> str:

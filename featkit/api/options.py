@@ -13,6 +13,7 @@ import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -170,12 +171,8 @@ class FieldOption:
             return listed if len(listed) <= WIDEST else "CHOICE"
         if _is_tuple(self.annotation):
             return "A,B,..."
-        name = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}[self.kind]
         low, high = field_range(self.config, self.field) if self.field else (None, None)
-        if low is None:
-            return name
-        end = "" if high is None or high >= SHOWN_UP_TO else f"{high:g}"
-        return f"{name} {low:g}..{end}"
+        return shown_value(self.kind, low, None if high is None or high >= SHOWN_UP_TO else high)
 
     def placed(self, value: Any) -> dict[str, Any]:
         """The value nested at its path in the configuration; empty for a flag that is off and for an unset option."""
@@ -205,6 +202,16 @@ class FieldOption:
 
 WIDEST = 16  # columns for an option's values in the help; longer lists are named by the help text itself
 SHOWN_UP_TO = 1e5  # larger upper bounds only keep nonsense out and are not shown in the help
+SHOWN_TYPES = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
+
+
+def shown_value(kind: type, low: float | None = None, high: float | None = None) -> str:
+    """What an option takes, as help and docs/cli.md show it: choices, or the type with its range: "INT 1..", "PATH"."""
+    if issubclass(kind, Enum):
+        return "|".join(str(member.value) for member in kind)
+    if low is None:
+        return SHOWN_TYPES[kind]
+    return f"{SHOWN_TYPES[kind]} {low:g}..{'' if high is None else f'{high:g}'}"
 
 
 def at_path(path: str, value: Any) -> dict[str, Any]:

@@ -7,16 +7,18 @@ import errno
 import functools
 import inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 import typer
+from typer.models import ArgumentInfo
 
-from featkit.api.options import MAPPING, FieldOption, Option, param_of
+from featkit.api.options import MAPPING, FieldOption, Option, param_of, shown_value
 from featkit.core import log, runtime
 from featkit.core.config import Config, Seed, make
 from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, message_of, one_line, printable
@@ -117,11 +119,12 @@ DEFAULTS = RunOptions(json=False, verbose=0, quiet=False, device="auto", seed=Se
 
 def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
     """Make a Typer command from a function that takes `run: RunOptions` and returns an Outcome."""
-    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
+    own = [_shown(p) for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
     common = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=getattr(DEFAULTS, name))
         for name, annotation in COMMON.items()
     ]
+    common = [_shown(one) for one in common]
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
@@ -132,6 +135,34 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(own + common)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in own + common}
     return command
+
+
+def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter; its help shows what it takes as docs/cli.md does: "INT 1..", "PATH", nothing for a flag."""
+    kind, info = get_args(parameter.annotation)
+    low, high = info.min, info.max
+    if low is not None or high is not None:  # checked here: Typer would show the range again, in its own way
+        info.min, info.max, info.callback = None, None, _range_check(low, high)
+    if info.metavar is None and isinstance(info, ArgumentInfo):
+        info.metavar = parameter.name.upper() + "..." * (get_origin(kind) is list)
+    elif info.metavar is None:
+        while inner := get_args(kind):  # list[Path] | None
+            kind = inner[0]
+        info.metavar = "" if kind is bool or info.count else shown_value(kind, low, high)
+    return parameter
+
+
+def _range_check(low: float | None, high: float | None) -> Callable[[Any], Any]:
+    """A Typer callback that refuses a number outside the range."""
+    least, most = -math.inf if low is None else low, math.inf if high is None else high
+
+    def checked(value: Any) -> Any:
+        if value is not None and not least <= value <= most:
+            ends = [f"at least {least:g}"] * (low is not None) + [f"at most {most:g}"] * (high is not None)
+            raise typer.BadParameter(f"{value} is not {' and '.join(ends)}")
+        return value
+
+    return checked
 
 
 def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:

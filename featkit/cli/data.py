@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import typer
-
 from featkit.api import data as api
 from featkit.cli.app import Outcome
 from featkit.cli.command import command
+from featkit.cli.pages import Commands
 
 DATA_HELP = "Make, pack and fetch training and test data for descriptors."
 PATCHES_HELP = """Cut corresponding patches out of photographs, in UBC PhotoTour's format.
@@ -39,7 +38,7 @@ Example: `featkit data fetch phototour --out data/phototour --only liberty`
 If interrupted, run the same command again to resume. Archives are checked and unpacked into --out. --archive gives a
 file that was downloaded in another way, --url another address."""
 
-data_app = typer.Typer(help=DATA_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+data_app = Commands(DATA_HELP)
 
 
 @command(api.make_patches)

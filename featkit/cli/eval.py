@@ -17,6 +17,7 @@ from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
 from featkit.cli.command import command
 from featkit.cli.engine import with_engine
+from featkit.cli.pages import Commands
 from featkit.core.config import Config
 from featkit.data.aachen import query_names
 from featkit.engine.plan import LOCAL, EngineConfig
@@ -289,7 +290,7 @@ def all_command(done: Evaluated) -> Outcome:
 
 
 EVAL_HELP = "Evaluate features and descriptors on standard benchmarks: matching, maps, poses, patches."
-eval_app = typer.Typer(help=EVAL_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+eval_app = Commands(EVAL_HELP)
 eval_app.command("all", help=ALL_HELP, no_args_is_help=True)(all_command)
 for name, text in HELPS.items():
     eval_app.command(name, help=text, no_args_is_help=True)(verb(with_engine(benchmark_command(name))))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from featkit.api import localization as api
 from featkit.cli.app import Outcome
 from featkit.cli.command import command
+from featkit.cli.pages import Command, Commands
 from featkit.report.maps import recall_table
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ aachen, write ./aachen)."""
 BENCHMARKS = ("aachen",)
 
 
-class LocalizeCommand(TyperCommand):
+class LocalizeCommand(Command):
     """`localize MAP ...`; if the first argument is a benchmark's name, its command handles the rest."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -36,12 +36,7 @@ class LocalizeCommand(TyperCommand):
             return super().make_context(info_name, args, parent, **extra)
         from featkit.cli.eval import LOCALIZE_AACHEN_HELP, localize_aachen_command
 
-        app = typer.Typer(
-            rich_markup_mode="markdown",
-            add_completion=False,
-            pretty_exceptions_enable=False,
-            context_settings={"help_option_names": ["-h", "--help"]},
-        )
+        app = Commands()
         app.command(help=LOCALIZE_AACHEN_HELP)(localize_aachen_command)
         return typer.main.get_command(app).make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from typer import rich_utils
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from featkit import __version__
+from featkit.cli.pages import HELP_OPTIONS, Commands, Group
 from featkit.core import runtime
 from featkit.core.errors import one_line
 
 ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def _load_verb(name: str, verb: Verb) -> Any:
         group = typer.main.get_group(found)
         group.name = name
         return group
-    single = typer.Typer(rich_markup_mode="markdown", add_completion=False, pretty_exceptions_enable=False)
+    single = Commands()
     settings = getattr(module, verb.settings) if verb.settings else None
     cls = getattr(module, verb.cls) if verb.cls else None
     text = getattr(module, str(verb.help))
@@ -200,7 +199,7 @@ def _import_module(module: str) -> Any:
             raise typer.Exit(request.exit_code) from None
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(Group):
     """All commands, loaded on use."""
 
     def __init__(self, **given: Any):
@@ -212,7 +211,7 @@ app = typer.Typer(
     cls=LazyGroup,
     name="featkit",
     help="From photographs to maps and camera poses: run, train and evaluate local features.",
-    epilog="Exit codes: 0 done, 2 usage, 3 bad input, 4 empty result, 5 not writable, 130 or 143 stopped.",
+    epilog="Exit codes: 0 done, 1 unexpected, 2 usage, 3 bad input, 4 empty result, 5 not writable, 130, 143 stopped.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -229,7 +228,8 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -249,14 +249,17 @@ def main() -> None:
 
 
 def _usage_error(error: Any) -> int:
-    """Report a usage error, with --json also as json. Returns the exit code."""
+    """Report a usage error in one line, with --json also as json. Returns the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+        return int(error.exit_code)
     words = sys.argv[1:]
+    message = error.format_message().rstrip(".")
     if "--json" in (words[: words.index("--")] if "--" in words else words):
-        print(json.dumps({"error": one_line(error.format_message()), "exit_code": error.exit_code}))
-    if hasattr(error, "message"):
-        error.message = one_line(error.message)
+        print(json.dumps({"error": one_line(message), "exit_code": error.exit_code}))
+    context = getattr(error, "ctx", None)
+    where = "" if context is None else f"; see {context.command_path} --help"
     with contextlib.suppress(OSError):
-        rich_utils.rich_format_error(error)
+        print(f"featkit: {one_line(message)}{where}", file=sys.stderr)
     return int(error.exit_code)
 
 

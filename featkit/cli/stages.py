@@ -133,7 +133,9 @@ def plan_command(
         list[str],
         typer.Argument(metavar="STAGE ARGUMENTS...", help="extract, pairs, match or verify, and its arguments."),
     ],
-    shards: Annotated[int, typer.Option(help="Number of shards; 0: chosen by their size.", min=0)] = 0,
+    shards: Annotated[
+        int, typer.Option(help="Number of shards; 0: chosen by their size.", min=0, metavar="INT 0..")
+    ] = 0,
 ) -> None:
     stage, *rest = arguments
     if stage not in STAGES:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
 from featkit.api import stores as api
 from featkit.cli.app import Outcome
 from featkit.cli.command import command
+from featkit.cli.pages import Commands
 from featkit.core.errors import BadInputError
 from featkit.io.maintain import Checked
 
@@ -24,7 +23,7 @@ MERGE_HELP = """Merge files made with the same configuration into one, such as t
 Example: `featkit store merge feats.h5 --out whole.h5`"""
 NAMED = 5  # maximum number of broken items to print
 
-store_app = typer.Typer(help=STORE_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+store_app = Commands(STORE_HELP)
 
 
 @command(api.check_store)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from featkit.api import train as api
 from featkit.cli.app import Outcome
 from featkit.cli.command import command
+from featkit.cli.pages import Commands
 from featkit.report.training import informativeness_table, training_table
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -35,7 +34,7 @@ Example: `featkit train scfeat --data posed/mine --out runs/mine --budget 2h`
 Recipes: scfeat-s (ResNet-18, with a warm-up), scfeat-paper (ResNet-50, from --encoder-weights). If stopped, run the
 same command again to resume. The run's folder holds best.safetensors, report.html and a folder for each stage."""
 
-train_app = typer.Typer(help=TRAIN_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+train_app = Commands(TRAIN_HELP)
 
 
 @command(api.train_patch)
@@ -70,7 +69,7 @@ Example: `featkit inspect informativeness --run runs/adasample --data patches/li
 
 For every network in the run's folder: the correlation over pairs of matching distance and gradient norm."""
 
-inspect_app = typer.Typer(help=INSPECT_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+inspect_app = Commands(INSPECT_HELP)
 
 
 @command(api.informativeness)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import typer
-
 from featkit.api import weights as api
 from featkit.cli.app import Outcome
 from featkit.cli.command import command
+from featkit.cli.pages import Commands
 from featkit.core.content import Table
 from featkit.features.listing import FeatureInfo
 from featkit.report.describe import description_lines
@@ -39,7 +38,7 @@ Examples: `featkit weights export runs/hynet --name hynet --out weights/hynet.sa
 An ONNX file is written only if ONNX Runtime reproduces featkit's results with it. Its metadata and docs/features.md
 describe its inputs and outputs. The source is a name of weights, a published network, a .safetensors file or a run."""
 
-weights_app = typer.Typer(help=WEIGHTS_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+weights_app = Commands(WEIGHTS_HELP)
 
 
 @command(api.list_weights)
