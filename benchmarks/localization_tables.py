@@ -121,14 +121,30 @@ def serve(result: Result) -> str:
     """The server under load."""
     lines = [
         "| `featkit serve MAP` | clients | seconds | photographs answered | p50 s | p95 s | failures | broken requests"
-        " | memory MB |",
-        "|---|---:|---:|---:|---:|---:|---:|---|---:|",
+        " | worst `/healthz`, s | peak memory, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
     for row in result["rows"]:
         broken = ", ".join(f"{count} answered {status}" for status, count in row["broken_requests"].items())
         cells = [f"`{' '.join(row['options'])}`", str(row["clients"]), f"{row['seconds']:.0f}", str(row["answers"])]
         cells += [f"{row['p50_s']:.2f}", f"{row['p95_s']:.2f}", str(sum(row["failures"].values())), broken]
-        lines.append("| " + " | ".join([*cells, f"{row['memory_mb']:,}"]) + " |")
+        cells += [f"{row['healthz_worst_s']:.2f}", f"{row['peak_memory_mb']:,}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def serve_attacks(result: Result) -> str:
+    """The server under attack."""
+    lines = [
+        "| attack | requests | answered | last answer, s | worst `/healthz`, s | peak memory, MB | next photograph |",
+        "|---|---:|---|---:|---:|---:|---|",
+    ]
+    for row in result["attacks"]:
+        statuses = ", ".join(f"{count} x {status}" for status, count in row["statuses"].items())
+        following = row["next_photograph"]
+        cells = [row["attack"], str(row["requests"]), statuses, f"{row['worst_s']:.1f}"]
+        cells += [f"{row['healthz_worst_s']:.2f}", f"{row['peak_memory_mb']:,}"]
+        lines.append("| " + " | ".join([*cells, f"{following['status']} in {following['seconds']:.1f} s"]) + " |")
     return "\n".join(lines)
 
 
@@ -139,4 +155,5 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "hloc": ("hloc", hloc),
     "localizer": ("localizer", localizer),
     "serve": ("serve_load", serve),
+    "serve-attacks": ("serve_load", serve_attacks),
 }

@@ -1,10 +1,14 @@
-"""`featkit serve` under load on loopback: rate, p50 and p95 of the answers, with broken requests in between.
+"""`featkit serve` under load and under attack on loopback: answers, `/healthz` meanwhile, and memory.
 
     python benchmarks/serve_load.py [--scene ../shared/data/posed/castle-P19] [--seconds 60] [--clients 2]
 
 Each fourth photograph of the scene is a query, the others are mapped. Every client posts one photograph after another,
-each second time something broken (no image, a photograph cut off, nothing). As it comes, and with --points-only. Writes
-benchmarks/results/serve_load.json.
+each second time something broken (no image, a photograph cut off, nothing). As it comes, and with --points-only.
+
+Attacks, each on a fresh server with --timeout 20: 40 clients at once with 30 MB each; two photographs of noise just
+below the 50-megapixel limit; 200 connections that never ask, or never end their headers, beside one honest client.
+`/healthz` is asked five times a second throughout. Memory is the highest sum over the server's processes (PSS), sampled
+as often. Writes benchmarks/results/serve_load.json.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import argparse
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,10 +27,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import psutil
 from localizer import CASTLE, SplitScene, mapped, percentiles, split
 from machine import write_result
@@ -35,6 +45,11 @@ from featkit.images.listing import list_images
 
 BROKEN_EVERY = 2
 START_S = 300
+ASK_EVERY_S = 0.2
+TIMEOUT_S = 20
+FLOOD, FLOOD_BYTES = 40, 30_000_000
+NOISE_SIDE = 7000  # px: 49 megapixels
+SILENT = 200
 
 
 @dataclass
@@ -94,31 +109,99 @@ def client(url: str, photographs: list[bytes], number: int, until: float, load: 
                 load.failures[f"{status} {answer.get('error')}"] += 1
 
 
-def run(found: SplitScene, work: Path, seconds: float, clients: int, options: list[str]) -> dict[str, Any]:
-    """Start the server, load it, stop it."""
-    process, address = started(found, work / "log", options)
+@dataclass
+class Watched:
+    """What was seen of a server while it worked."""
+
+    health_s: list[float] = field(default_factory=list)
+    memory_mb: float = 0.0
+
+    def as_row(self) -> dict[str, Any]:
+        return {
+            "healthz_asked": len(self.health_s),
+            "healthz_p95_s": round(float(np.percentile(self.health_s, 95)), 4),
+            "healthz_worst_s": round(max(self.health_s), 4),
+            "peak_memory_mb": round(self.memory_mb),
+        }
+
+
+def pss_mb(process: psutil.Process) -> float:
+    """Of a process and its children, shared pages counted once."""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            total += one.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return total / 1e6
+
+
+@contextmanager
+def watched(server: int, address: str) -> Iterator[Watched]:
+    """Asks for its health and its memory, in two threads, until the end of the block."""
+    found, over = Watched(), threading.Event()
+
+    def ask() -> None:
+        while not over.wait(ASK_EVERY_S):
+            began = time.monotonic()
+            with urllib.request.urlopen(f"{address}/healthz", timeout=120) as answer:
+                json.load(answer)
+            found.health_s.append(time.monotonic() - began)
+
+    def weigh() -> None:
+        while not over.wait(ASK_EVERY_S):
+            found.memory_mb = max(found.memory_mb, pss_mb(psutil.Process(server)))
+
+    threads = [threading.Thread(target=ask), threading.Thread(target=weigh)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@contextmanager
+def serving(found: SplitScene, log: Path, options: list[str], ended: dict[str, Any]) -> Iterator[tuple[int, str, str]]:
+    """A warm server: process id, address, and where queries go. ended: takes its state and its exit code at the end."""
+    process, address = started(found, log, options)
     try:
         camera = " ".join(map(str, (found.camera.model, found.camera.width, found.camera.height, *found.camera.params)))
         url = f"{address}/localize?{urllib.parse.urlencode({'intrinsics': camera})}"
-        photographs = [(found.queries / name).read_bytes() for name in list_images(found.queries)]
-        posted(url, photographs[0])
-        load, turn = Load(), threading.Lock()
-        began = time.monotonic()
-        until = began + seconds
-        workers = [
-            threading.Thread(target=client, args=(url, photographs, i, until, load, turn)) for i in range(clients)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        took = time.monotonic() - began
-        memory = psutil.Process(process.pid).memory_info().rss / 1e6
+        posted(url, photographs(found)[0])
+        yield process.pid, address, url
         with urllib.request.urlopen(f"{address}/healthz", timeout=20) as answer:
-            health = json.load(answer)
+            ended["health_after"] = json.load(answer)["status"]
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(60)
+        ended["exit_code"] = process.wait(60)
+
+
+def photographs(found: SplitScene) -> list[bytes]:
+    return [(found.queries / name).read_bytes() for name in list_images(found.queries)]
+
+
+def in_threads(calls: list[Any]) -> float:
+    """Run them at once; the seconds until the last has ended."""
+    began = time.monotonic()
+    workers = [threading.Thread(target=call) for call in calls]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.monotonic() - began
+
+
+def run(found: SplitScene, work: Path, seconds: float, clients: int, options: list[str]) -> dict[str, Any]:
+    """Start the server, load it, stop it."""
+    ended: dict[str, Any] = {}
+    with serving(found, work / "log", options, ended) as (server, address, url):
+        load, turn, images = Load(), threading.Lock(), photographs(found)
+        until = time.monotonic() + seconds
+        with watched(server, address) as seen:
+            took = in_threads([partial(client, url, images, i, until, load, turn) for i in range(clients)])
     return {
         "seconds": round(took, 1),
         "clients": clients,
@@ -128,11 +211,73 @@ def run(found: SplitScene, work: Path, seconds: float, clients: int, options: li
         **(percentiles(load.seconds) if load.seconds else {}),
         "localized": load.localized,
         "failures": dict(load.failures),
-        "broken_requests": {str(status): count for status, count in sorted(load.broken.items())},
-        "memory_mb": round(memory),
-        "health_after": health["status"],
-        "exit_code": code,
+        "broken_requests": by_status(load.broken),
+        **seen.as_row(),
+        **ended,
     }
+
+
+def by_status(counted: Counter[int]) -> dict[str, int]:
+    return {str(status): count for status, count in sorted(counted.items())}
+
+
+def attacked(found: SplitScene, work: Path, attack: str, options: list[str]) -> dict[str, Any]:
+    """One attack on a fresh server: what each request got, and when."""
+    ended: dict[str, Any] = {}
+    answered: list[tuple[int, float]] = []
+
+    def post(url: str, data: bytes) -> None:
+        began = time.monotonic()
+        try:
+            status = posted(url, data)[0]
+        except (OSError, ValueError):  # closed while the body was sent
+            status = 0
+        answered.append((status, time.monotonic() - began))
+
+    with serving(found, work / "log", [*options, "--timeout", str(TIMEOUT_S)], ended) as (server, address, url):
+        with watched(server, address) as seen:
+            if attack == "large bodies":
+                in_threads([partial(post, url, bytes(FLOOD_BYTES))] * FLOOD)
+            elif attack == "noise":
+                in_threads([partial(post, url, noise())] * 2)
+            else:
+                with silent_connections(address):
+                    for image in photographs(found):
+                        post(url, image)
+        before = time.monotonic()
+        status, _ = posted(url, photographs(found)[0])
+    took = [seconds for _, seconds in answered]
+    return {
+        "attack": attack,
+        "options": options,
+        "requests": len(answered),
+        "statuses": by_status(Counter(status for status, _ in answered)),
+        **percentiles(took),
+        "worst_s": round(max(took), 3),
+        **seen.as_row(),
+        "next_photograph": {"status": status, "seconds": round(time.monotonic() - before, 2)},
+        **ended,
+    }
+
+
+def noise() -> bytes:
+    """A photograph of noise, on which detectors find more than anywhere."""
+    pixels = np.random.default_rng(0).integers(0, 256, (NOISE_SIDE, NOISE_SIDE), np.uint8)
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 50])[1].tobytes()
+
+
+@contextmanager
+def silent_connections(address: str) -> Iterator[None]:
+    """Half of them say nothing, half begin a request and never end its headers."""
+    host, port = urllib.parse.urlparse(address).hostname, urllib.parse.urlparse(address).port
+    held = [socket.create_connection((str(host), int(port or 0))) for _ in range(SILENT)]
+    try:
+        for one in held[::2]:
+            one.sendall(b"POST /localize HTTP/1.1\r\nhost: x\r\nx-")
+        yield
+    finally:
+        for one in held:
+            one.close()
 
 
 def main() -> None:
@@ -153,11 +298,15 @@ def main() -> None:
                 options = ["--threads", str(arguments.threads), *more]
                 rows.append(run(found, Path(work), arguments.seconds, arguments.clients, options))
                 print(json.dumps(rows[-1], indent=1), flush=True)
+            attacks = []
+            for attack in ("large bodies", "noise", "silent connections"):
+                attacks.append(attacked(found, Path(work), attack, ["--threads", str(arguments.threads)]))
+                print(json.dumps(attacks[-1], indent=1), flush=True)
     except (FeatkitError, RuntimeError) as error:
         sys.exit(str(error))
     if not arguments.dry:
         named = {"scene": arguments.scene.name, "features": arguments.features}
-        print(write_result("serve_load", {**named, "rows": rows}))
+        print(write_result("serve_load", {**named, "rows": rows, "attacks": attacks}))
 
 
 if __name__ == "__main__":
