@@ -54,7 +54,7 @@ def test_splits_are_found_near_the_data(release: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read as json"),
+        ("{", "not a file of splits"),
         ('{"a": ["i_one"]}', "not a file of splits"),
         ('{"a": {"test": ["i_elsewhere"]}}', "sequence i_elsewhere is not there"),
     ],
