@@ -140,7 +140,9 @@ def serve_attacks(result: Result) -> str:
         "|---|---:|---|---:|---:|---:|---|",
     ]
     for row in result["attacks"]:
-        statuses = ", ".join(f"{count} x {status}" for status, count in row["statuses"].items())
+        statuses = ", ".join(
+            f"{count} x {'closed' if status == '0' else status}" for status, count in row["statuses"].items()
+        )
         following = row["next_photograph"]
         cells = [row["attack"], str(row["requests"]), statuses, f"{row['worst_s']:.1f}"]
         cells += [f"{row['healthz_worst_s']:.2f}", f"{row['peak_memory_mb']:,}"]

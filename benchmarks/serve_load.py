@@ -28,7 +28,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,10 +87,8 @@ def posted(url: str, data: bytes) -> tuple[int, dict[str, Any]]:
         connection.putrequest("POST", f"{parts.path}?{parts.query}")
         connection.putheader("Content-Length", str(len(data)))
         connection.endheaders()
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             connection.send(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
         answer = connection.getresponse()
         return answer.status, json.load(answer)
 
