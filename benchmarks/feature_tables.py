@@ -286,6 +286,18 @@ def _published_maps(rows: list[Result], scene: str) -> str:
     return "\n".join(lines)
 
 
+def recall(result: Result) -> str:
+    """Retrieval by VLAD over several features."""
+    depths = ("1", "5", "10", "20")
+    heads = [*(f"any related in {k}" for k in depths), *(f"related found in {k}" for k in depths)]
+    lines = ["| scene | features | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
+    for row in result["rows"]:
+        at = row["recall"]
+        cells = [f"{100 * at[k][kind]:.1f}" for kind in ("any", "found") for k in depths]
+        lines.append(f"| {row['scene']}, {row['images']} images | {row['features']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "In %."])
+
+
 def _times(factor: float, value: float | None) -> float | None:
     return None if value is None else factor * value
 
@@ -303,6 +315,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "training": ("training", training),
     "oxford": ("oxford_mma", oxford),
     "published": ("published", published),
+    "recall": ("retrieval_recall", recall),
     "dense-speed": ("dense_speed", dense_speed),
     "dense-ways": ("dense_ways", dense_ways),
     "published-speed": ("published_speed", published_speed),
