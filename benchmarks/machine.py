@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.metadata
 import json
@@ -40,6 +41,8 @@ def measure(command: list[str], limit_s: float | None = None) -> Finished:
 
     limit_s: it is killed, and counts as stopped, when it takes longer.
     """
+    _adopt_orphans()
+    before = _children()
     started, used = time.perf_counter(), _cpu_seconds_of_children()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak, done = [0.0], threading.Event()
@@ -55,9 +58,22 @@ def measure(command: list[str], limit_s: float | None = None) -> Finished:
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
+    psutil.wait_procs(_children() - before)
     if process.returncode and not stopped:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}\n{stderr[-2000:]}")
     return Finished(stdout, seconds, round(peak[0], 1), stopped, round(_cpu_seconds_of_children() - used, 2))
+
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl.h
+
+
+def _adopt_orphans() -> None:
+    """Make this process the parent of processes that outlive their own, such as fork servers, to count their time."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children())
 
 
 def _cpu_seconds_of_children() -> float:

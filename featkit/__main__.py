@@ -4,6 +4,8 @@ import os
 import signal
 from types import FrameType
 
+from featkit.core.imports import uncollected
+
 STOPPED = b"featkit: stopped; run the same command again to go on\n"
 
 
@@ -11,7 +13,8 @@ def main() -> None:
     """Entry point of the console script. Once the command runs, `core.runtime` takes the signals over."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _end)
-    from featkit.cli.main import main as command
+    with uncollected():
+        from featkit.cli.main import main as command
 
     command()
 

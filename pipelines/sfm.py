@@ -14,14 +14,14 @@ from typing import Any
 from featkit.core import log
 from featkit.core.config import Later, Runtime, Share, digest
 from featkit.core.errors import EmptyResultError, UsageError
+from featkit.core.imports import import_ahead
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
 from featkit.core.run_file import run_text
-from featkit.core.runtime import import_ahead
 from featkit.core.types import Pose
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
-from featkit.features.stage import ExtractConfig, extraction_method, with_intensity_range
+from featkit.features.stage import ExtractConfig, extraction_method, prepared_workers, with_intensity_range
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
@@ -104,6 +104,9 @@ def run(
     images = image_folder(scene)
     output = output_folder(scene, output)
     _refuse_foreign(output, config, save_config)
+    is_new = not (output / "features.h5").exists()
+    if is_new:
+        prepared_workers()
     given = _read_input(config, images, reference, truth, intrinsics)
     names = given.names
     extractor = with_intensity_range(
@@ -121,7 +124,7 @@ def run(
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
-    if not (output / "features.h5").exists():
+    if is_new:
         import_ahead("torch")  # a second, which matching would wait for; worker processes extract
     with timed("extract", seconds):
         features = stages.extract(extractor, images, output / "features.h5", names, overwrite=overwrite, engine=engine)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
+import gc
 import json
 import os
 import sys
@@ -21,6 +21,7 @@ from featkit import __version__
 from featkit.cli.pages import HELP_OPTIONS, Commands, Group
 from featkit.core import runtime
 from featkit.core.errors import one_line
+from featkit.core.imports import import_module
 
 ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -191,7 +192,7 @@ def _import_module(module: str) -> Any:
     """Import a module. A signal during the import ends the command with one line, as it does later."""
     with runtime.stoppable(lambda request: None) as request:
         try:
-            return importlib.import_module(module)
+            return import_module(module)
         except KeyboardInterrupt:
             request.reported = True
             if runtime.is_reporter():
@@ -245,6 +246,7 @@ def main() -> None:
         code = 1
     except ClickException as error:  # from click, or from Typer's copy of it: a wrong option, a missing argument
         code = _usage_error(error)
+    gc.freeze()  # the interpreter's last collection would look through every module that goes anyway
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -17,13 +17,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from typing import Any, Generic, TypeVar
 
 from featkit.core.errors import FeatkitError, WorkerDiedError
 
-PARENT_CHECK_S = 0.5  # how soon a worker exits after its parent was killed
 ENDED_S = 5.0  # time for a killed process to exit
 ArgumentT = TypeVar("ArgumentT")
 ResultT = TypeVar("ResultT")
@@ -33,11 +34,11 @@ class Endable(Generic[ArgumentT, ResultT]):
     """Pool of `count` processes, started at once, that run one function; thread-safe.
 
     function: pickled, as are its arguments and result. threads: used by torch and OpenCV in each process.
-    Processes are spawned (see `features.stage`).
+    Processes are spawned.
     """
 
     def __init__(self, function: Callable[[ArgumentT], ResultT], count: int, threads: int = 1):
-        self._arguments = (pickle.dumps(function), os.getpid(), threads)
+        self._arguments = (pickle.dumps(function), threads)
         self._closed = False
         self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         self._children: set[_Child] = set()
@@ -91,10 +92,10 @@ class Endable(Generic[ArgumentT, ResultT]):
 class _Child:
     """A worker process and the pipe to it."""
 
-    def __init__(self, pickled: bytes, parent: int, threads: int):
+    def __init__(self, pickled: bytes, threads: int):
         context = multiprocessing.get_context("spawn")
         self.connection, worker_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(worker_end, pickled, parent, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(worker_end, pickled, threads), daemon=True)
         self.process.start()
         worker_end.close()
         self.is_ready = False
@@ -115,10 +116,10 @@ class _Child:
         return self.connection.recv()
 
 
-def _serve(connection: Connection, pickled: bytes, parent: int, threads: int) -> None:
+def _serve(connection: Connection, pickled: bytes, threads: int) -> None:
     """Main loop of a worker process: serve calls until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads this when it is imported
     function = pickle.loads(pickled)
     for module, name in (("cv2", "setNumThreads"), ("torch", "set_num_threads")):
@@ -139,11 +140,31 @@ def _call_function(function: Callable[[Any], Any], argument: Any) -> tuple[Any, 
         return None, RuntimeError(traceback.format_exc())
 
 
-def end_with(parent: int) -> None:
-    """Thread of a worker process that ends it once its parent is gone."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)
+def end_with_parent() -> None:
+    """End this worker process as soon as its parent is gone, even by SIGKILL. Returns at once: a thread waits."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def worker_context(modules: Sequence[str]) -> BaseContext:
+    """How worker processes start: as forks of a clean process that has imported `modules` once, and has no threads.
+
+    A fork of this process itself would copy locks of threads (OpenMP, HDF5) that no longer run. Without fork servers
+    (Windows), workers are spawned. The first call for the server begins the imports; workers have the environment of
+    that time.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    forkserver.ensure_running()
+    return context
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h

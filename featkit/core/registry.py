@@ -8,7 +8,6 @@ class itself (docs/extending.md), as `extractor: my_package.my_module:MyExtracto
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from featkit.core.config import Config, digest, make, merge, named_config, near_names
 from featkit.core.errors import UsageError
+from featkit.core.imports import import_module
 
 T = TypeVar("T")
 
@@ -176,7 +176,7 @@ def class_of(kind: str, name: str) -> type[Any]:
 def _import_class(target: str) -> type[Any]:
     """The class that "module:Class" names."""
     module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(import_module(module), attribute)
 
 
 def setting_of(benchmark: str, setting: str, changes: dict[str, Any]) -> Config:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -336,13 +336,3 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         return os.cpu_count() or 1
-
-
-def import_ahead(module: str) -> None:
-    """Import a module in a thread, while this process waits for others that work. An error comes when it is used."""
-
-    def load() -> None:
-        with suppress(ImportError):
-            importlib.import_module(module)
-
-    threading.Thread(target=load, name=f"import {module}").start()

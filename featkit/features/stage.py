@@ -9,18 +9,17 @@ ends with the same file as an uninterrupted one.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -31,7 +30,7 @@ from pydantic import Field
 from featkit.core.config import Config, Later, Runtime, WorkerCount, config_names, digest, make, named_config
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, UsageError, WorkerDiedError
 from featkit.core.log import progress
-from featkit.core.processes import end_with, keep_freed_memory
+from featkit.core.processes import end_with_parent, keep_freed_memory, worker_context
 from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import capped
 from featkit.core.types import Features
@@ -413,8 +412,7 @@ def _check_finite(method: Method[Extractor], path: Path, features: Features) -> 
 # Processes that decode and extract. pycolmap's SIFT holds the GIL, so threads would not run in parallel.
 #
 # A two-step extractor (`base.TwoSteps`) detects in the workers and describes in this process, the only one to use the
-# GPU. Processes are spawned, not forked: a fork would copy locks of threads (OpenMP, HDF5) that no longer run. A
-# program that extracts at its top level therefore needs `if __name__ == "__main__":`, as with any spawned processes.
+# GPU. A program that extracts at its top level needs `if __name__ == "__main__":`, as with any `multiprocessing`.
 
 
 _method: Method[Extractor] | None = None  # in a worker process: the method
@@ -458,9 +456,8 @@ def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Ite
     in_processes = method.built.holds_gil and count > 1 and not only_describes
     pool: Executor
     if in_processes:
-        context = multiprocessing.get_context("spawn")
-        arguments = (pickle.dumps(method), os.getpid(), two_steps)
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_init_worker, initargs=arguments)
+        arguments = (pickle.dumps(method), dict(os.environ), two_steps)
+        pool = ProcessPoolExecutor(count, mp_context=prepared_workers(), initializer=_init_worker, initargs=arguments)
     else:
         pool = ThreadPoolExecutor(count, thread_name_prefix="extract")
     try:
@@ -469,7 +466,12 @@ def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Ite
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _init_worker(pickled: bytes, parent: int, only_detect: bool) -> None:
+def prepared_workers() -> BaseContext:
+    """Context of worker processes. Called ahead of `workers`, their imports run beside what this process does."""
+    return worker_context([__name__, "featkit.features.sift"])
+
+
+def _init_worker(pickled: bytes, environment: dict[str, str], only_detect: bool) -> None:
     """Initialise a worker process: ignore Ctrl-C (the parent handles it), exit with the parent, use one core.
 
     pickled: the method, unpickled only after the number of cores is set, as this imports torch, which reads it.
@@ -477,11 +479,10 @@ def _init_worker(pickled: bytes, parent: int, only_detect: bool) -> None:
     global _method, _only_detect
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-
+    end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads this when it is imported
+    os.environ |= {**environment, "OMP_NUM_THREADS": "1"}  # torch reads the latter when it is imported
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     _only_detect = only_detect

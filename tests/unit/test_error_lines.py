@@ -77,7 +77,8 @@ def test_usage_errors_as_json(arguments: tuple[str, ...]) -> None:
     assert told["exit_code"] == 2
     assert told["error"]
     assert "\x1b[2J" not in ran.stdout + ran.stderr
-    assert ran.stderr.startswith("featkit: ") and ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith("featkit: ")
+    assert ran.stderr.count("\n") == 1
     assert ran.stderr.endswith(" --help\n")
 
 
