@@ -468,7 +468,7 @@ def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Ite
 
 def prepared_workers() -> BaseContext:
     """Context of worker processes. Called ahead of `workers`, their imports run beside what this process does."""
-    return worker_context([__name__, "featkit.features.sift"])
+    return worker_context(["featkit.features.worker"])
 
 
 def _init_worker(pickled: bytes, environment: dict[str, str], only_detect: bool) -> None:
