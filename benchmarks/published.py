@@ -34,6 +34,7 @@ ROWS = (
 )
 SEQUENCES = {"oxford": "oxford-affine", "evd": "pairs/evd"}
 SCENES = ("eth/fountain-P11", "posed/castle-P19", "sacre_coeur", "scenes/liberty")
+LARGE = "scenes/liberty"  # a thousand pairs: only with the mutual matcher, unless --large
 LOCALIZED = "posed/castle-P19"
 POSED = ("posed/castle-P19", "eth/fountain-P11")
 
@@ -44,6 +45,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--sequences", nargs="*", default=list(SEQUENCES), choices=list(SEQUENCES))
     parser.add_argument("--scenes", nargs="*", default=SCENES, help="folders of photographs, to be mapped")
+    parser.add_argument(
+        "--large", action="store_true", help="maps scenes/liberty with LightGlue, too: half an hour a row"
+    )
     parser.add_argument("--posed", nargs="*", default=POSED, help="scenes with true poses, for relative poses")
     parser.add_argument("--max-keypoints", type=int, default=2048)
     parser.add_argument("--resize-max", type=int, default=1024, help="px of the longer side")
@@ -80,6 +84,8 @@ def row_of(row: str, arguments: argparse.Namespace) -> dict[str, Any]:
         report(row, name, found[name])
     found["maps"] = {}
     for scene in arguments.scenes:
+        if scene == LARGE and matcher == "lightglue" and not arguments.large:
+            continue
         found["maps"][scene] = on_scene(arguments.data / scene, options)
         report(row, scene, found["maps"][scene])
     if LOCALIZED in arguments.scenes:
