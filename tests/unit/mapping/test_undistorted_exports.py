@@ -32,10 +32,11 @@ LENSES = {
 DOT_SIGMA_PX, APART_PX, MARGIN_PX = 1.5, 16, 10
 
 
-def make_scene(folder: Path, lens: str = "OPENCV", nested: bool = False) -> Path:
+def make_scene(folder: Path, lens: str = "OPENCV", nested: bool = False, cameras_per_rig: int = 1) -> Path:
     """A map of four photographs in folder/sparse, and photographs with a dot at each point in folder/images."""
     options = pycolmap.SyntheticDatasetOptions()
-    options.num_rigs, options.num_frames_per_rig, options.num_points3D = 1, 4, 30
+    options.num_rigs, options.num_cameras_per_rig = 1, cameras_per_rig
+    options.num_frames_per_rig, options.num_points3D = 4 // cameras_per_rig, 30
     options.num_points2D_without_point3D = 2
     options.camera_width, options.camera_height = SIZE
     options.camera_model_id, options.camera_params = getattr(pycolmap.CameraModelId, lens), LENSES[lens]
@@ -135,9 +136,13 @@ def dot_errors(picture: np.ndarray, projected: np.ndarray) -> list[float]:
     return errors
 
 
-@pytest.mark.parametrize("lens", LENSES)
-def test_gaussian_splatting_projects_points_onto_the_photographs(lens: str, tmp_path: Path) -> None:
-    model = pycolmap.Reconstruction(str(make_scene(tmp_path, lens)))
+@pytest.mark.parametrize(("lens", "cameras_per_rig"), [*((lens, 1) for lens in LENSES), ("OPENCV", 2)])
+def test_gaussian_splatting_projects_points_onto_the_photographs(
+    lens: str, cameras_per_rig: int, tmp_path: Path
+) -> None:
+    """Of cameras alone, and of two on a rig: the loader knows no rigs, and takes the pose of each image."""
+    model = pycolmap.Reconstruction(str(make_scene(tmp_path, lens, cameras_per_rig=cameras_per_rig)))
+    assert {rig.num_sensors() for rig in model.rigs.values()} == {cameras_per_rig}
     done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out")
     assert done.residual_px is not None
     assert done.residual_px < 1e-3
