@@ -259,7 +259,8 @@ def _usage_error(error: Any) -> int:
     if "--json" in (words[: words.index("--")] if "--" in words else words):
         print(json.dumps({"error": one_line(message), "exit_code": error.exit_code}))
     context = getattr(error, "ctx", None)
-    where = "" if context is None else f"; see {context.command_path} --help"
+    see = " See" if message.endswith("?") else "; see"
+    where = "" if context is None else f"{see} {context.command_path} --help"
     with contextlib.suppress(OSError):
         print(f"featkit: {one_line(message)}{where}", file=sys.stderr)
     return int(error.exit_code)
