@@ -6,20 +6,25 @@ Each is run by `featkit eval hpatches` (mutual nearest neighbours, MMA at 1 to 1
 `featkit eval oxford` (mAP), at full size unless --resize-max is given. --work keeps features and matches, so that a
 stopped run goes on; then seconds of what was done before are not known and stand as null. A features name may carry a
 weight: scfeat=runs/scfeat/last.safetensors. Writes benchmarks/results/oxford_mma.json.
+
+--update, for weights that changed: measures only the named features and replaces their rows. The commit and the date of
+each are recorded under `updated`.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from machine import measure, write_result
+from machine import RESULTS, commit, measure, write_result
 
 HERE = Path(__file__).resolve().parent
+RESULT = RESULTS / "oxford_mma.json"
 IMAGES_PER_SEQUENCE = 6
 
 
@@ -90,6 +95,7 @@ def main() -> None:
     parser.add_argument("--resize-max", type=int)
     parser.add_argument("--max-keypoints", type=int)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--update", action="store_true", help="replace the rows of the named features only")
     parser.add_argument("--dry", action="store_true", help="print the result instead of writing it")
     arguments = parser.parse_args()
     rows = []
@@ -108,7 +114,25 @@ def main() -> None:
         "sequences": list(rows[0]["sequences"]),
         "rows": rows,
     }
-    print(json.dumps(result, indent=1) if arguments.dry else write_result("oxford_mma", result))
+    if arguments.dry:
+        print(json.dumps(result, indent=1))
+    elif arguments.update:
+        RESULT.write_text(json.dumps(updated(result), indent=1) + "\n", encoding="utf-8")
+    else:
+        print(write_result("oxford_mma", result))
+
+
+def updated(new: dict[str, Any]) -> dict[str, Any]:
+    """The present file with the rows of `new`, which must have been measured in the same way."""
+    old: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+    for key in ("resize_max", "max_keypoints", "sequences"):
+        if old[key] != new[key]:
+            sys.exit(f"{RESULT.name} has {key} {old[key]}, this run {new[key]}")
+    rows = {row["features"]: row for row in new["rows"]}
+    old["rows"] = [rows.pop(row["features"], row) for row in old["rows"]] + list(rows.values())
+    record = {"commit": commit(), "date": datetime.date.today().isoformat()}
+    old["updated"] = old.get("updated", {}) | dict.fromkeys((row["features"] for row in new["rows"]), record)
+    return old
 
 
 if __name__ == "__main__":
