@@ -64,7 +64,7 @@ def test_hpatches_from_images_to_a_page(root: Path, tmp_path: Path) -> None:
     for words in (
         "rootsift, worst: ",
         "sift, best: ",
-        "Thin grey lines: Hes. Aff. + Root-SIFT",
+        "Hes. Aff. + Root-SIFT, ",
         "Table II",
         "max_num_features",
     ):

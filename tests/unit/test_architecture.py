@@ -139,7 +139,7 @@ def test_imports_stand_at_the_top(path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("pycolmap", ("mapping/", "localization/", "features/sift.py", "io/camera_models.py")),
+        ("pycolmap", ("mapping/", "localization/", "features/sift.py", "features/worker.py", "io/camera_models.py")),
         ("plotly", ("report/",)),
         ("jinja2", ("report/",)),
         ("h5py", ("io/",)),

@@ -179,8 +179,9 @@ def test_a_database_is_not_touched(made: MadeView, tmp_path: Path) -> None:
 def test_without_a_database_pairs_see_common_points(
     made: MadeView, truth: pycolmap.Reconstruction, tmp_path: Path
 ) -> None:
-    shutil.copytree(made.model, tmp_path / "alone")
-    scene = ViewedScene(tmp_path / "alone")
+    folder = tmp_path / "somewhere" / "alone"  # results of other tests are not near
+    shutil.copytree(made.model, folder)
+    scene = ViewedScene(folder)
     assert scene.missing == [
         "None of the 5 photographs were found; give their folder with --images.",
         "No database.db was found near the model: pairs are images with common points.",
