@@ -21,7 +21,7 @@ from featkit.core.run_file import run_text
 from featkit.core.types import Pose
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
-from featkit.features.stage import ExtractConfig, extraction_method, prepared_workers, with_intensity_range
+from featkit.features.stage import ExtractConfig, extraction_method, prepare_workers, with_intensity_range
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
@@ -104,14 +104,14 @@ def run(
     images = image_folder(scene)
     output = output_folder(scene, output)
     _refuse_foreign(output, config, save_config)
-    is_new = not (output / "features.h5").exists()
-    if is_new:
-        prepared_workers()
     given = _read_input(config, images, reference, truth, intrinsics)
     names = given.names
     extractor = with_intensity_range(
         extraction_method(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
     )
+    is_new = engine.name == "local" and not (output / "features.h5").exists()
+    if is_new:
+        prepare_workers(extractor)
     pair_list = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if pair_list is not None:
         read_pairs(pair_list)  # fails early if the list is wrong

@@ -156,8 +156,7 @@ def worker_context(modules: Sequence[str]) -> BaseContext:
     """How worker processes start: as forks of a clean process that has imported `modules` once, and has no threads.
 
     A fork of this process itself would copy locks of threads (OpenMP, HDF5) that no longer run. Without fork servers
-    (Windows), workers are spawned. The first call for the server begins the imports; workers have the environment of
-    that time.
+    (Windows), workers are spawned. The first call begins the imports, in the environment of that time, and returns.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -457,7 +457,7 @@ def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Ite
     pool: Executor
     if in_processes:
         arguments = (pickle.dumps(method), dict(os.environ), two_steps)
-        pool = ProcessPoolExecutor(count, mp_context=prepared_workers(), initializer=_init_worker, initargs=arguments)
+        pool = ProcessPoolExecutor(count, mp_context=_worker_context(), initializer=_init_worker, initargs=arguments)
     else:
         pool = ThreadPoolExecutor(count, thread_name_prefix="extract")
     try:
@@ -466,8 +466,13 @@ def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Ite
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prepared_workers() -> BaseContext:
-    """Context of worker processes. Called ahead of `workers`, their imports run beside what this process does."""
+def prepare_workers(method: Method[Extractor]) -> None:
+    """Begin the imports of the processes that `workers` will start, if any, beside what this process does."""
+    if method.cls.holds_gil:
+        _worker_context()
+
+
+def _worker_context() -> BaseContext:
     return worker_context(["featkit.features.worker"])
 
 

@@ -1,4 +1,4 @@
-"""What worker processes have imported when they are forked: see `stage.prepared_workers`."""
+"""What worker processes have imported when they are forked: see `stage.prepare_workers`."""
 
 import signal
 
