@@ -172,6 +172,13 @@ def house(result: Result) -> str:
     return "\n".join(lines)
 
 
+def start_up(result: Result) -> str:
+    """How long commands take to start."""
+    lines = ["| what | seconds | CPU-seconds |", "|---|---:|---:|"]
+    lines += [f"| {row['what']} | {row['seconds']:.2f} | {row['cpu_s']:.2f} |" for row in result["rows"]]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "crash": ("crash", crash),
     "versions": ("versions", versions),
@@ -181,5 +188,6 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "orientations": ("orientations", orientations),
     "engine": ("engine", engine),
     "profile": ("profile", profile),
+    "start-up": ("start_up", start_up),
     "house": ("house", house),
 }

@@ -128,8 +128,11 @@ def find_or_draw(
 
 def _read_csv(path: Path, columns: Sequence[str], data: HPatches) -> Int[np.ndarray, "n c"]:
     """Rows with sequences as indices. Raises BadInputError with the line number."""
-    with blaming(path, "a table of comma-separated values", "fetch the benchmark's files again"):
-        lines = open_input(path).read().decode("utf-8-sig").splitlines()
+    with (
+        blaming(path, "a table of comma-separated values", "fetch the benchmark's files again"),
+        open_input(path) as file,
+    ):
+        lines = file.read().decode("utf-8-sig").splitlines()
     if not lines or [part.strip() for part in lines[0].split(",")] != list(columns):
         raise BadInputError(f"{path}: the first line is not {','.join(columns)}")
     number = {name: index for index, name in enumerate(data.sequences)}

@@ -79,7 +79,7 @@ class PatchesConfig(Config):
     """Keypoint detector, used if no keypoint file is given."""
     magnification: Magnification = 12.0
     """Side of a patch in sigmas of its keypoint, as in the `patches` extractor. 15 and 18 show 1.25 and 1.5 times as
-    much; the extractor must then use the same value."""
+    much. Weights that learn from the patches record it, and extraction cuts as large ones."""
     whole_patches: bool = True
     """Leave out detections whose patch extends beyond the image."""
     max_patches: int | None = Field(None, ge=2, le=10**9)

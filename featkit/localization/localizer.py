@@ -27,12 +27,7 @@ from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
 from featkit.features.panoramas import extract_decoded
-from featkit.features.stage import (
-    config_of_features,
-    extract_one,
-    extraction_method,
-    to_file_pixels,
-)
+from featkit.features.stage import config_of_features, extract_one, extraction_method, to_file_pixels
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics

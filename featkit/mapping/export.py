@@ -18,16 +18,7 @@ from jaxtyping import Float, UInt8
 from featkit.core.config import Config, Count, Side
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
 from featkit.images.masks import find_masks
-from featkit.io.artifact import (
-    explained,
-    inside,
-    making,
-    part_of,
-    place_files,
-    scratch,
-    write_stamp,
-    write_text,
-)
+from featkit.io.artifact import explained, inside, making, part_of, place_files, scratch, write_stamp, write_text
 from featkit.io.atomic import EXISTS, FOREIGN, STAMP, is_stamped, read_stamp, refuse_foreign, stamped_files
 from featkit.io.lists import format_pairs, write_ply, write_poses
 from featkit.mapping.cameras import to_intrinsics, to_pose

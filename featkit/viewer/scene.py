@@ -112,8 +112,11 @@ class ViewedScene:
             return self._checked(ReadOnlyDatabase(given))
         near = [self.folder, *self.folder.resolve().parents[:NEAR]]
         path = next((base / DATABASE for base in near if (base / DATABASE).is_file()), None)
+        if path is None:
+            self._notes.append("No database.db was found near the model: pairs are images with common points.")
+            return None
         try:
-            return None if path is None else self._checked(ReadOnlyDatabase(path))
+            return self._checked(ReadOnlyDatabase(path))
         except BadInputError as error:  # show the map without it
             self._notes.append(f"Matches cannot be shown: {error}; pairs are images with common points.")
             return None
@@ -154,9 +157,7 @@ class ViewedScene:
         if left:
             which = "None" if not self.files else f"{len(self.files)}"
             found.append(f"{which} of the {len(self.images)} photographs were found; give their folder with --images.")
-        if self.database is None and not any(note.startswith("Matches") for note in self._notes):
-            found.append("No database.db was found near the model: pairs are images with common points.")
-        elif self.database is not None and not self.verified:
+        if self.database is not None and not self.verified:
             found.append(f"{self.database.path.name} has no verified pair: pairs are images with common points.")
         unposed = len(self.model.images) - len(self.images)
         if unposed:
