@@ -141,6 +141,24 @@ def published_speed(result: Result) -> str:
     return "\n".join(lines)
 
 
+def lightglue_speed(result: Result) -> str:
+    """CPU seconds of LightGlue, as featkit runs it and as kornia does."""
+    lines = [
+        "| weights | keypoints | photographs | CPU-seconds | kornia | rate over kornia | memory MB | kornia | matches |"
+        " not the same | largest difference of scores |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        seconds, memory = row["cpu_seconds"], row["peak_memory_mb"]
+        lines.append(
+            f"| {row['network']} | {row['keypoints']:,} | {row['pair']} | {seconds['ours']:.2f} |"
+            f" {seconds['by_hand']:.2f} | **{row['rate_over_kornia']:.2f}** | {memory['ours']:,.0f} |"
+            f" {memory['by_hand']:,.0f} | {row['matches']:,} | {row['matches_in_one_alone']} |"
+            f" {row['score_error']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
 def dense_ways(result: Result) -> str:
     """Ways to run SCFeat's dense network on a CPU."""
     lines = [
@@ -260,7 +278,7 @@ def _published_pairs(rows: list[Result]) -> str:
     """Oxford, EVD, relative poses, localization."""
     estimators = list({name: None for row in rows for name in row.get("pose", {}).get("estimators", {})})
     heads = ["Oxford MMAScore", "Oxford AUC@3 px", "EVD MMAScore", *(f"pose AUC@5, {name}" for name in estimators)]
-    heads += ["castle median, mm", "castle median, deg"]
+    heads += ["castle median, mm", "castle median, deg", "CPU-s an image", "CPU-s a pair"]
     lines = ["| features | matcher | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
     for row in rows:
         oxford, evd, place = row.get("oxford", {}), row.get("evd", {}), row.get("localization", {})
@@ -269,6 +287,7 @@ def _published_pairs(rows: list[Result]) -> str:
         of = row.get("pose", {}).get("estimators", {})
         values += [_times(100, of[name]["auc"][0]) if name in of else None for name in estimators]
         values += [_times(1000, place.get("median_m")), place.get("median_deg")]
+        values += [row.get("cost", {}).get(key) for key in ("cpu_s_per_image", "cpu_s_per_pair")]
         lines.append(f"| {row['features']} | {row['matcher']} | {' | '.join(map(_three, values))} |")
     return "\n".join(lines)
 
@@ -319,6 +338,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "dense-speed": ("dense_speed", dense_speed),
     "dense-ways": ("dense_ways", dense_ways),
     "published-speed": ("published_speed", published_speed),
+    "lightglue-speed": ("lightglue_speed", lightglue_speed),
     "ablation": ("scfeat_ablation", ablation),
     "reward": ("reward_effect", reward),
 }

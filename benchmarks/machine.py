@@ -39,12 +39,15 @@ class Finished:
 def measure(command: list[str], limit_s: float | None = None) -> Finished:
     """Run a command; raises RuntimeError with the end of its stderr when it fails.
 
+    Python may keep the bytecode of modules, as it does for an installed package.
+
     limit_s: it is killed, and counts as stopped, when it takes longer.
     """
     _adopt_orphans()
     before = _children()
     started, used = time.perf_counter(), _cpu_seconds_of_children()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     peak, done = [0.0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(process.pid, peak, done), daemon=True)
     watcher.start()

@@ -5,25 +5,34 @@
 A row is FEATURES/MATCHER, every row with the same --max-keypoints and --resize-max. Oxford and EVD: `featkit eval
 hpatches` (MMAScore, homography AUC). Maps: `featkit reconstruct` of --scenes; centres where the true cameras are known.
 castle-P19 is also localized (each fourth photograph is a query). Pose: `featkit eval pose`, AUC by both estimators.
-Times are CPU-seconds of whole commands, since other programs on the machine change them little. --work keeps each
-finished row, so that a stopped run goes on.
+Times are CPU-seconds, since other programs on the machine change them little: of whole commands, and of one image and
+one pair of castle-P19. --work keeps what is measured of each row, so that a stopped run goes on.
 Writes benchmarks/results/published.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
+import torch
 from machine import Finished, measure, write_result
 from scenes import featkit_command, judged, localize
 
 from featkit.core.errors import FeatkitError
+from featkit.core.registry import resolve
+from featkit.features.stage import ExtractConfig, extract_one, extraction_method
+from featkit.images.read import DecodeConfig
 from featkit.mapping.model import is_model
 
 HERE = Path(__file__).resolve().parent
@@ -36,6 +45,7 @@ SEQUENCES = {"oxford": "oxford-affine", "evd": "pairs/evd"}
 SCENES = ("eth/fountain-P11", "posed/castle-P19", "sacre_coeur", "scenes/liberty")
 LARGE = "scenes/liberty"  # a thousand pairs: only with the mutual matcher, unless --large
 LOCALIZED = "posed/castle-P19"
+COSTED = "posed/castle-P19"
 POSED = ("posed/castle-P19", "eth/fountain-P11")
 
 
@@ -62,44 +72,80 @@ def main() -> None:
 
 
 def kept_row(row: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row, of an earlier run where --work has it."""
+    """One row; what --work has of it from an earlier run is not measured again."""
+    features, _, matcher = row.partition("/")
+    found: dict[str, Any] = {"features": features, "matcher": matcher or "mutual"}
     kept = None if arguments.work is None else arguments.work / f"{row.replace('/', '_')}.json"
     if kept is not None and kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    measured = row_of(row, arguments)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    return measured
-
-
-def row_of(row: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All measures of one row."""
-    features, _, matcher = row.partition("/")
-    options = ["--features", features, "--matcher", matcher or "mutual"]
-    options += ["--max-keypoints", str(arguments.max_keypoints), "--resize-max", str(arguments.resize_max)]
-    found: dict[str, Any] = {"features": features, "matcher": matcher or "mutual"}
-    for name in arguments.sequences:
-        found[name] = on_sequences(arguments.data / SEQUENCES[name], options)
-        report(row, name, found[name])
-    found["maps"] = {}
-    for scene in arguments.scenes:
-        if scene == LARGE and matcher == "lightglue" and not arguments.large:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    found.setdefault("maps", {})
+    for name, where, step in steps(found["features"], found["matcher"], arguments):
+        if name in where(found):
             continue
-        found["maps"][scene] = on_scene(arguments.data / scene, options)
-        report(row, scene, found["maps"][scene])
-    if LOCALIZED in arguments.scenes:
-        found["localization"] = localize(LOCALIZED, arguments.data / LOCALIZED, options)
-        report(row, "localization", found["localization"])
-    if arguments.posed:
-        found["pose"] = on_pairs([arguments.data / scene for scene in arguments.posed], options)
-        report(row, "pose", found["pose"])
+        where(found)[name] = step()
+        print(f"{row}: {name}: {json.dumps(where(found)[name])}", flush=True)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
-def report(row: str, where: str, values: dict[str, Any]) -> None:
-    """Print one step's figures as it ends."""
-    print(f"{row}: {where}: {json.dumps(values)}", flush=True)
+Values = dict[str, Any]
+Step = tuple[str, Callable[[Values], Values], Callable[[], Values]]
+
+
+def steps(features: str, matcher: str, arguments: argparse.Namespace) -> list[Step]:
+    """What a row is measured on: each step's name, the part of the row that it goes into, and its measurement."""
+    options = ["--features", features, "--matcher", matcher]
+    options += ["--max-keypoints", str(arguments.max_keypoints), "--resize-max", str(arguments.resize_max)]
+    data = arguments.data
+    row, maps = (lambda found: found), (lambda found: found["maps"])
+    scenes = [scene for scene in arguments.scenes if scene != LARGE or matcher != "lightglue" or arguments.large]
+    every: list[Step] = [
+        (name, row, partial(on_sequences, data / SEQUENCES[name], options)) for name in arguments.sequences
+    ]
+    every += [(scene, maps, partial(on_scene, data / scene, options)) for scene in scenes]
+    if LOCALIZED in arguments.scenes:
+        every.append(("localization", row, partial(localize, LOCALIZED, data / LOCALIZED, options)))
+    if arguments.posed:
+        every.append(("pose", row, partial(on_pairs, [data / scene for scene in arguments.posed], options)))
+    every.append(("cost", row, partial(cost, features, matcher, data / COSTED, arguments)))
+    return every
+
+
+def cost(features: str, matcher: str, scene: Path, arguments: argparse.Namespace) -> Values:
+    """Medians of CPU-seconds an image (decoded, extracted) and a pair, one at a time in a process with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    config = ExtractConfig(features=features, decode=DecodeConfig(resize_max=arguments.resize_max))
+    method = extraction_method(config, {"max_keypoints": arguments.max_keypoints}, "cpu")
+    matching: Any = resolve("matcher", matcher, {}, "cpu").build()
+    photographs = sorted((scene / "images").iterdir())
+    extract_one(method, photographs[0])  # weights are read, kernels chosen
+    of_image, found = timed(photographs, lambda photograph: extract_one(method, photograph))
+    pairs = list(itertools.combinations(found, 2))[::4]
+    matching.match([pairs[0]])
+    of_pair, matched = timed(pairs, lambda pair: matching.match([pair]))
+    torch.set_num_threads(threads)
+    return {
+        "scene": COSTED,
+        "images": len(of_image),
+        "pairs": len(of_pair),
+        "cpu_s_per_image": round(statistics.median(of_image), 4),
+        "cpu_s_per_pair": round(statistics.median(of_pair), 4),
+        "matches_per_pair": statistics.median(int((one.matches0 >= 0).sum()) for (one,) in matched),
+    }
+
+
+def timed(inputs: Sequence[Any], run: Callable[[Any], Any]) -> tuple[list[float], list[Any]]:
+    """CPU-seconds of each call, and what it returned."""
+    seconds, results = [], []
+    for one in inputs:
+        started = time.process_time()
+        results.append(run(one))
+        seconds.append(time.process_time() - started)
+    return seconds, results
 
 
 def evaluated(verb: str, roots: Sequence[Path], options: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:

@@ -34,7 +34,7 @@ from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import FeatureStore, extractor_name, open_features
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
-from featkit.io.matches import open_matches
+from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping.cameras import CameraConfig, check_camera_config, check_photographs
 from featkit.mapping.covisibility import covisible_pairs
 from featkit.mapping.export import model_tracks
@@ -169,19 +169,7 @@ def run(
             LOGGER.info("extend: done already")
             return ExtendResult(output, output / "sparse", record)
         with timed("extend", seconds):
-            pruned = remove_images(work.model, work.gone, folder) if work.gone else []
-            old = work.model.num_reg_images()
-            sizes = {stored_size(photographs / name) for name in work.new if store.has(name)}
-            shared = None if _names_a_camera(config.map) else shared_camera(work.model, sizes)
-            new = NewImages(work.new, photographs, made_with.camera, shared, frames)
-            with scratch(output / ".sparse.work") as temporary:
-                grown = grow(
-                    config.grow, made_with, work.model, new, store, found, pairs, temporary, photographs=work.files
-                )
-        if config.extract.keypoints is not None:
-            _name_those_without_keypoints(grown.left_out, config.extract.keypoints)
-        if not pruned:
-            refuse_no_growth(grown, photographs)
+            old, pruned, grown = _grow(config, work, made_with, frames, photographs, store, found, pairs, output)
 
         def stamp() -> None:
             made.write_stamp(kind="map", models=1, **{MADE_WITH: made_with.result_fields()})
@@ -194,6 +182,32 @@ def run(
     metrics = {**described, **measured, "pruned": pruned, "seconds": seconds}
     write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return ExtendResult(output, output / "sparse", metrics)
+
+
+def _grow(
+    config: ExtendConfig,
+    work: Work,
+    made_with: MapConfig,
+    frames: list[AddedFrame],
+    photographs: Path,
+    store: FeatureStore,
+    matches: MatchStore,
+    pairs: list[Pair],
+    output: Path,
+) -> tuple[int, list[str], Grown]:
+    """The map after pruning and growing: its images before growing, the pruned names, and how it grew."""
+    pruned = remove_images(work.model, work.gone, work.folder) if work.gone else []
+    old = work.model.num_reg_images()
+    sizes = {stored_size(photographs / name) for name in work.new if store.has(name)}
+    shared = None if _names_a_camera(config.map) else shared_camera(work.model, sizes)
+    new = NewImages(work.new, photographs, made_with.camera, shared, frames)
+    with scratch(output / ".sparse.work") as temporary:
+        grown = grow(config.grow, made_with, work.model, new, store, matches, pairs, temporary, photographs=work.files)
+    if config.extract.keypoints is not None:
+        _name_those_without_keypoints(grown.left_out, config.extract.keypoints)
+    if not pruned:
+        refuse_no_growth(grown, photographs)
+    return old, pruned, grown
 
 
 def _check_output(output: Path, folder: Path) -> None:
