@@ -54,8 +54,8 @@ class LightGlueConfig(Config):
     """Smallest score of a match (authors: 0.1)."""
     max_keypoints: int | None = Field(default=None, ge=1, le=10**9)
     """Maximum keypoints per image, chosen by score; None: all. Time is quadratic in this number."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Precision of the layers. fp16 needs a GPU; bf16 is for processors that compute in it (avx512_bf16, amx_bf16)."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Precision of the layers; fp16 needs a GPU."""
     batch_size: Runtime[int] = Field(default=16, ge=1, le=10**9)
     """Pairs per batch on a GPU; changes results by rounding only."""
 
@@ -69,7 +69,7 @@ class LightGlueMatcher:
         self.config = config
         self.device = torch_device(device)
         if config.precision == "fp16" and self.device.type == "cpu":
-            raise UsageError("lightglue: precision fp16 is for a GPU; use fp32 or bf16 with --device cpu")
+            raise UsageError("lightglue: precision fp16 is for a GPU; use fp32 with --device cpu")
         self._loaded: dict[str, Glue] = {}
 
     def weights_for(self, extractor: str) -> str:
@@ -173,8 +173,7 @@ class LightGlueMatcher:
         return Points(position.to(self.device), descriptors.to(self.device))
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")
+        return torch.autocast(self.device.type, torch.float16, enabled=self.config.precision == "fp16")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
