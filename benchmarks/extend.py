@@ -1,14 +1,15 @@
 """Maps that are extended or merged against a map that is made of all photographs at once, in one run.
 
     python benchmarks/extend.py [--data ../shared/data] [--resize-max N] [--only NAME ...] [--parts extend merge]
-        [--every 4] [--update]
+        [--every 4] [--features NAME] [--update]
 
-extend: a map is made of all photographs but each fourth; these are then registered in it by `featkit extend`.
+extend: a map is made of all photographs but each fourth (--every); these are then registered in it by `featkit extend`.
 merge: the first and the second half of the photographs, by name, are mapped alone, and `featkit merge` makes one map
-of both. The whole scene is mapped from nothing, too. All are whole processes, RootSIFT with one camera for all (the
-known one, where the data has it). Errors are of camera centres against the true ones, after one similarity: of the
-photographs that came in later (or were the second half), and of all. `apart` is the same against the map of all, in
-its unit; where the data has no true poses, that map is first moved to metres by GPS.
+of both. The whole scene is mapped from nothing, too. All are whole processes, one camera for all photographs (the known
+one, where the data has it); seconds, and CPU-seconds, which other programs on the machine change little. Errors are of
+camera centres against the true ones, after one similarity: of the photographs that came in later (or were the second
+half), and of all. `apart` is the same against the map of all, in its unit; where the data has no true poses but GPS,
+that map is first moved to metres by it.
 --update: rows of other scenes and parts stay as they were measured; the commit and the date of each replaced scene are
 recorded under `updated`.
 Writes benchmarks/results/extend.json.
@@ -31,6 +32,7 @@ import numpy as np
 from machine import RESULTS, commit, measure, write_result
 
 from featkit.core.errors import FeatkitError
+from featkit.images.exif import exif_position
 from featkit.images.listing import list_images
 from featkit.io.lists import read_camera, read_poses
 from featkit.mapping.align import compare_with_truth
@@ -40,6 +42,7 @@ from featkit.mapping.scene import image_folder
 
 HERE = Path(__file__).resolve().parent
 SCENES = ("eth/fountain-P11", "posed/castle-P19", "scenes/caliterra")
+MORE = ("scenes/liberty",)  # only where it is named: SIFT leaves out most of its photographs
 PARTS = {"extend": "rows", "merge": "merged"}  # and where their rows are in the result
 MAX_ERROR_RATIO = 1.2  # of the full run's, for the photographs that came in later
 
@@ -54,10 +57,15 @@ def camera_options(scene: Path) -> list[str]:
     return [*known_camera, "--camera-mode", "single", "--fix-intrinsics"]
 
 
-def run(verb: str, *arguments: object) -> tuple[dict[str, Any], float]:
-    """A command's json, and its seconds as a whole process."""
+Taken = dict[str, float]
+"""`seconds` and `cpu_s` of a command as a whole process."""
+
+
+def run(verb: str, *arguments: object) -> tuple[dict[str, Any], Taken]:
+    """A command's json, and what it took."""
     finished = measure([sys.executable, "-m", "featkit", verb, *map(str, arguments), "--json", "-q"])
-    return json.loads(finished.stdout.splitlines()[-1]), round(finished.seconds, 2)
+    taken = {"seconds": round(finished.seconds, 2), "cpu_s": round(finished.cpu_seconds, 1)}
+    return json.loads(finished.stdout.splitlines()[-1]), taken
 
 
 def errors_of(model: Path, truth: dict[str, Any], late: Sequence[str]) -> dict[str, float]:
@@ -76,20 +84,21 @@ def errors_of(model: Path, truth: dict[str, Any], late: Sequence[str]) -> dict[s
 class Scene:
     """Photographs of one scene, their true poses if there are any, and the map of all of them."""
 
-    def __init__(self, name: str, folder: Path, resize_max: int | None, work: Path):
+    def __init__(self, name: str, folder: Path, work: Path, features: str, options: Sequence[str]):
+        self.features = features
         self.name, self.images, self._work = name, image_folder(folder), work
         self.photographs = list_images(self.images)
         self.truth = read_poses(folder / "poses.txt") if (folder / "poses.txt").is_file() else None
-        self._options = [*camera_options(folder), *([] if resize_max is None else ["--resize-max", str(resize_max)])]
-        self.full, self.full_s = self.mapped("full", self.photographs)
-        whole = self.model("full")
-        if self.truth is None:
-            whole = work / "metric"
+        self._options = ["--features", features, *camera_options(folder), *options]
+        self.full, self.full_taken = self.mapped("full", self.photographs)
+        whole, self.unit = self.model("full"), "map"
+        if self.truth is None and exif_position(self.images / self.photographs[0]) is not None:
+            whole, self.unit = work / "metric", "m"
             run("align", self.model("full"), "--gps", "--images", self.images, "--out", whole)
         self.whole = poses_of_model(whole)
 
-    def mapped(self, name: str, photographs: Sequence[str]) -> tuple[dict[str, Any], float]:
-        """A map of some photographs: what the command says, and its seconds."""
+    def mapped(self, name: str, photographs: Sequence[str]) -> tuple[dict[str, Any], Taken]:
+        """A map of some photographs: what the command says, and what it took."""
         return run("reconstruct", self.copied(f"{name}-images", photographs), "--out", self.at(name), *self._options)
 
     def copied(self, name: str, photographs: Sequence[str]) -> Path:
@@ -116,7 +125,7 @@ class Scene:
                 row[side]["centre_error"]["late_mean"] / row["full"]["centre_error"]["late_mean"], 3
             )
         row["load_per_core"] = round(os.getloadavg()[2] / (os.cpu_count() or 1), 1)  # of the last 15 minutes
-        row["apart_unit"] = "map" if self.truth is not None else "m"
+        row["apart_unit"] = self.unit
         row["apart"] = errors_of(self.model(side), self.whole, late)
         return row
 
@@ -126,7 +135,7 @@ class Scene:
             "registered": self.full["registered"],
             "points": self.full["points"],
             "stage_seconds": rounded(self.full["seconds"]),
-            "seconds": self.full_s,
+            **self.full_taken,
         }
 
 
@@ -138,13 +147,14 @@ def rounded(seconds: dict[str, float]) -> dict[str, float]:
 def extend_row(scene: Scene, every: int) -> dict[str, Any]:
     """A map of all photographs but some, and the rest registered in it."""
     late = scene.photographs[every - 1 :: every]
-    first, first_s = scene.mapped("first", sorted(set(scene.photographs) - set(late)))
-    extended, seconds = run("extend", scene.at("first"), scene.copied("late", late), "--out", scene.at("extended"))
+    first, first_taken = scene.mapped("first", sorted(set(scene.photographs) - set(late)))
+    extended, taken = run("extend", scene.at("first"), scene.copied("late", late), "--out", scene.at("extended"))
     row: dict[str, Any] = {
         "scene": scene.name,
         "photographs": len(scene.photographs),
         "late": len(late),
-        "first": {"registered": first["registered"], "seconds": first_s},
+        "features": scene.features,
+        "first": {"registered": first["registered"], **first_taken},
         "extended": {
             "registered": extended["images"],
             "late_registered": len(extended["registered"]),
@@ -152,10 +162,11 @@ def extend_row(scene: Scene, every: int) -> dict[str, Any]:
             "points": extended["points"],
             "moved_median": extended["moved_median"],
             "stage_seconds": rounded(extended["seconds"]),
-            "seconds": seconds,
+            **taken,
         },
         "full": scene.full_row(),
-        "time_over_full": round(seconds / scene.full_s, 3),
+        "time_over_full": round(taken["seconds"] / scene.full_taken["seconds"], 3),
+        "cpu_over_full": round(taken["cpu_s"] / scene.full_taken["cpu_s"], 3),
     }
     return scene.compared("extended", row, late)
 
@@ -165,13 +176,13 @@ def merge_row(scene: Scene) -> dict[str, Any]:
     middle = (len(scene.photographs) + 1) // 2
     halves = scene.photographs[:middle], scene.photographs[middle:]
     made = [scene.mapped(f"half-{number}", half) for number, half in enumerate(halves)]
-    merged, seconds = run("merge", scene.at("half-0"), scene.at("half-1"), "--out", scene.at("merged"))
+    merged, taken = run("merge", scene.at("half-0"), scene.at("half-1"), "--out", scene.at("merged"))
     row: dict[str, Any] = {
         "scene": scene.name,
         "photographs": len(scene.photographs),
         "halves": [
-            {"photographs": len(half), "registered": found["registered"], "seconds": half_s}
-            for half, (found, half_s) in zip(halves, made, strict=True)
+            {"photographs": len(half), "registered": found["registered"], **half_taken}
+            for half, (found, half_taken) in zip(halves, made, strict=True)
         ],
         "merged": {
             "registered": merged["images"],
@@ -179,7 +190,7 @@ def merge_row(scene: Scene) -> dict[str, Any]:
             "agreeing_points": merged["agreeing_points"],
             "verified_pairs": merged["verified_pairs"],
             "stage_seconds": rounded(merged["seconds"]),
-            "seconds": seconds,
+            **taken,
         },
         "full": scene.full_row(),
     }
@@ -193,7 +204,7 @@ def updated(new: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"extend.json has resize_max {old['resize_max']}, this run {new['resize_max']}")
     for key in PARTS.values():
         rows = {row["scene"]: row for row in (*old.get(key, []), *new[key])}
-        old[key] = [rows[scene] for scene in SCENES if scene in rows]
+        old[key] = [rows[scene] for scene in (*SCENES, *MORE) if scene in rows]
     record = {"commit": commit(), "date": datetime.date.today().isoformat()}
     scenes = [row["scene"] for key in PARTS.values() for row in new[key]]
     return {**old, "updated": old.get("updated", {}) | dict.fromkeys(scenes, record)}
@@ -204,21 +215,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--resize-max", type=int)
     parser.add_argument("--every", type=int, default=4)
-    parser.add_argument("--only", nargs="*", default=SCENES, choices=SCENES, metavar="NAME")
+    parser.add_argument("--only", nargs="*", default=SCENES, choices=(*SCENES, *MORE), metavar="NAME")
     parser.add_argument("--parts", nargs="*", default=tuple(PARTS), choices=tuple(PARTS))
+    parser.add_argument("--features", default="rootsift")
     parser.add_argument("--update", action="store_true")
     arguments = parser.parse_args()
+    options = [] if arguments.resize_max is None else ["--resize-max", str(arguments.resize_max)]
     measured: dict[str, Any] = {key: [] for key in PARTS.values()}
     try:
         for name in arguments.only:
             with tempfile.TemporaryDirectory() as work:
-                scene = Scene(name, arguments.data / name, arguments.resize_max, Path(work))
+                scene = Scene(name, arguments.data / name, Path(work), arguments.features, options)
                 for part in arguments.parts:
                     row = extend_row(scene, arguments.every) if part == "extend" else merge_row(scene)
                     print(json.dumps(row), flush=True)
                     measured[PARTS[part]].append(row)
-        options = {"resize_max": arguments.resize_max, "max_error_ratio": MAX_ERROR_RATIO}
-        result = {**options, **measured}
+        result = {"resize_max": arguments.resize_max, "max_error_ratio": MAX_ERROR_RATIO, **measured}
         print(write_result("extend", updated(result) if arguments.update else result))
     except (FeatkitError, RuntimeError, ValueError) as error:
         sys.exit(str(error))

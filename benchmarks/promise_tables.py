@@ -68,23 +68,31 @@ def _seconds(row: Result, *sides: str) -> list[str]:
     return ["-" if busy else f"{row[side]['seconds']:.0f}" for side in sides]
 
 
+def _cpu_seconds(row: Result, *sides: str) -> list[str]:
+    return [f"{row[side]['cpu_s']:.0f}" if "cpu_s" in row[side] else "-" for side in sides]
+
+
 def _errors_mm(row: Result, side: str, of: str) -> list[str]:
     """Centre errors of one side and of the map of all; without true poses, how far the one is from the other."""
     if "centre_error" in row[side]:
         return [f"{1e3 * row[name]['centre_error'][of]:.1f}" for name in (side, "full")]
+    if row["apart_unit"] == "map":
+        return ["-", "-"]
     return [f"{1e3 * row['apart'][of]:.1f}*", "-"]
 
 
 def extend(result: Result) -> str:
     """A map that is extended beside one of all photographs made from nothing."""
     lines = [
-        "| scene | in the map | came in | extended, s | all again, s | their error, mm: extended | all again |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| scene | features | in the map | came in | extended, s | all again, s | CPU-s: extended | all again | share |"
+        " their error, mm: extended | all again |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
-        cells = [row["scene"].rpartition("/")[2], str(row["first"]["registered"])]
+        cells = [row["scene"].rpartition("/")[2], row.get("features", "rootsift"), str(row["first"]["registered"])]
         cells += [f"{row['extended']['late_registered']} / {row['late']}"]
-        cells += _seconds(row, "extended", "full")
+        cells += _seconds(row, "extended", "full") + _cpu_seconds(row, "extended", "full")
+        cells.append(f"{row['cpu_over_full']:.2f}" if "cpu_over_full" in row else "-")
         lines.append("| " + " | ".join(cells + _errors_mm(row, "extended", "late_mean")) + " |")
     return "\n".join(lines)
 
@@ -92,13 +100,13 @@ def extend(result: Result) -> str:
 def merge(result: Result) -> str:
     """Two halves of a scene made one map, beside one of all photographs."""
     lines = [
-        "| scene | halves | merged | points that agree | merged, s | error, mm: merged | all at once |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| scene | halves | merged | points that agree | merged, s | CPU-s | error, mm: merged | all at once |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["merged"]:
         cells = [row["scene"].rpartition("/")[2], " + ".join(str(half["registered"]) for half in row["halves"])]
         cells += [f"{row['merged']['registered']} / {row['photographs']}", f"{row['merged']['agreeing_points']:,}"]
-        cells += _seconds(row, "merged")
+        cells += _seconds(row, "merged") + _cpu_seconds(row, "merged")
         lines.append("| " + " | ".join(cells + _errors_mm(row, "merged", "all_mean")) + " |")
     return "\n".join(lines)
 
