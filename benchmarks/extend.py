@@ -207,8 +207,12 @@ def updated(new: dict[str, Any]) -> dict[str, Any]:
         rows = {row["scene"]: row for row in (*old.get(key, []), *new[key])}
         old[key] = [rows[scene] for scene in (*SCENES, *MORE) if scene in rows]
     record = {"commit": commit(), "date": datetime.date.today().isoformat()}
-    scenes = [row["scene"] for key in PARTS.values() for row in new[key]]
-    return {**old, "updated": old.get("updated", {}) | dict.fromkeys(scenes, record)}
+    scenes = {row["scene"]: record for key in PARTS.values() for row in new[key]}
+    records: dict[str, Any] = old.get("updated", {}) | scenes
+    if scenes.keys() >= set(SCENES):  # all but MORE: the file is as good as new
+        old = {key: old[key] for key in ("resize_max", "max_error_ratio", *PARTS.values())}
+        records = {scene: record for scene, record in records.items() if scene not in scenes}
+    return {**old, "updated": records}
 
 
 def main() -> None:
