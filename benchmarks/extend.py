@@ -18,7 +18,6 @@ Writes benchmarks/results/extend.json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import RESULTS, commit, measure, write_result
+from machine import RESULTS, measure, origin, write_result
 
 from featkit.core.errors import FeatkitError
 from featkit.images.exif import exif_position
@@ -42,7 +41,7 @@ from featkit.mapping.scene import image_folder
 
 HERE = Path(__file__).resolve().parent
 SCENES = ("eth/fountain-P11", "posed/castle-P19", "scenes/caliterra")
-APART = "posed/castle-P19"  # its halves have too little in common to be merged, as `featkit merge` says
+NOT_MERGED = "posed/castle-P19"  # its halves have too little in common to be merged, as `featkit merge` says
 MORE = ("scenes/liberty",)  # only where it is named: SIFT leaves out most of its photographs
 PARTS = {"extend": "rows", "merge": "merged"}  # and where their rows are in the result
 MAX_ERROR_RATIO = 1.2  # of the full run's, for the photographs that came in later
@@ -203,16 +202,14 @@ def updated(new: dict[str, Any]) -> dict[str, Any]:
     old: dict[str, Any] = json.loads((RESULTS / "extend.json").read_text(encoding="utf-8"))
     if old["resize_max"] != new["resize_max"]:
         raise ValueError(f"extend.json has resize_max {old['resize_max']}, this run {new['resize_max']}")
-    for key in PARTS.values():
-        rows = {row["scene"]: row for row in (*old.get(key, []), *new[key])}
-        old[key] = [rows[scene] for scene in (*SCENES, *MORE) if scene in rows]
-    record = {"commit": commit(), "date": datetime.date.today().isoformat()}
-    scenes = {row["scene"]: record for key in PARTS.values() for row in new[key]}
-    records: dict[str, Any] = old.get("updated", {}) | scenes
-    if scenes.keys() >= set(SCENES):  # all but MORE: the file is as good as new
-        old = {key: old[key] for key in ("resize_max", "max_error_ratio", *PARTS.values())}
-        records = {scene: record for scene, record in records.items() if scene not in scenes}
-    return {**old, "updated": records}
+    measured = {(key, row["scene"]) for key in PARTS.values() for row in new[key]}
+    left = {(key, row["scene"]) for key in PARTS.values() for row in old.get(key, [])} - measured
+    rows = {key: {row["scene"]: row for row in (*old.get(key, []), *new[key])} for key in PARTS.values()}
+    lists = {key: [found[scene] for scene in (*SCENES, *MORE) if scene in found] for key, found in rows.items()}
+    if all(scene in MORE for _, scene in left):  # this run is the file's
+        return {**new, **lists, "updated": {scene: old["updated"][scene] for _, scene in left}}
+    record = {key: value for key, value in origin().items() if key in ("command", "commit", "date")}
+    return {**old, **lists, "updated": old.get("updated", {}) | {scene: record for _, scene in measured}}
 
 
 def main() -> None:
@@ -232,7 +229,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as work:
                 scene = Scene(name, arguments.data / name, Path(work), arguments.features, options)
                 for part in arguments.parts:
-                    if part == "merge" and name == APART:
+                    if part == "merge" and name == NOT_MERGED:
                         continue
                     row = extend_row(scene, arguments.every) if part == "extend" else merge_row(scene)
                     print(json.dumps(row), flush=True)

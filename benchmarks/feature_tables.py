@@ -231,7 +231,7 @@ def hpatches(result: Result) -> str:
 CHOICES = {  # when to take it, what it was learned from, licence of its weights
     "rootsift": ("the default: rotation, scale, speed", "nothing: no weights", "-"),
     "dog+hynet": (
-        "most points and the best relative poses of the shipped ones; a GPU helps",
+        "more points and better relative poses than RootSIFT; a GPU helps",
         "patches of 31 scenes, homographies of 811 photographs",
         "research",
     ),

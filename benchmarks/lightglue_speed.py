@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import kornia
 import numpy as np
 import torch
 from machine import write_result
-from published_speed import resident_mb
+from published_speed import added_mb, in_turn
 
 from featkit.core.registry import resolve
 from featkit.core.types import Features
@@ -87,23 +85,14 @@ def by_hand(name: str, a: Features, b: Features) -> Callable[[], Found]:
 def one(name: str, pair: str, keypoints: int, arguments: argparse.Namespace) -> dict[str, Any]:
     a, b = features_of(name, pair, keypoints)
     runs = {make.__name__: make(name, a, b) for make in (ours, by_hand)}
-    results = {method: run() for method, run in runs.items()}
-    seconds: dict[str, list[float]] = {method: [] for method in runs}
-    for _ in range(arguments.repeats):
-        for method, run in runs.items():
-            started = time.process_time()
-            run()
-            seconds[method].append(time.process_time() - started)
-    medians = {method: statistics.median(values) for method, values in seconds.items()}
+    results, taken = in_turn(runs, arguments.repeats)
     both = results["ours"].keys() & results["by_hand"].keys()
     row = {
         "network": NETWORKS[name],
         "keypoints": keypoints,
         "pair": pair,
         "threads": arguments.threads,
-        "cpu_seconds": {method: round(value, 4) for method, value in medians.items()},
-        "cpu_seconds_all": {method: [round(value, 4) for value in values] for method, values in seconds.items()},
-        "rate_over_kornia": round(medians["by_hand"] / medians["ours"], 3),
+        **taken,
         "peak_memory_mb": {method: memory(name, pair, keypoints, method, arguments) for method in runs},
         "matches": len(results["ours"]),
         "matches_in_one_alone": len(results["ours"].keys() ^ results["by_hand"].keys()),
@@ -124,10 +113,7 @@ def memory(name: str, pair: str, keypoints: int, method: str, arguments: argpars
 def print_memory(arguments: argparse.Namespace) -> None:
     name, (pair,), (keypoints,) = arguments.features[0], arguments.pairs, arguments.keypoints
     run = {"ours": ours, "by_hand": by_hand}[arguments.memory_of](name, *features_of(name, pair, keypoints))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = resident_mb("VmRSS")
-    run()
-    print(round(resident_mb("VmHWM") - before, 1))
+    print(added_mb(run))
 
 
 def main() -> None:

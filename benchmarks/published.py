@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="*", default=list(SEQUENCES), choices=list(SEQUENCES))
     parser.add_argument("--scenes", nargs="*", default=SCENES, help="folders of photographs, to be mapped")
     parser.add_argument(
-        "--large", action="store_true", help="maps scenes/liberty with LightGlue, too: half an hour a row"
+        "--large", action="store_true", help="maps scenes/liberty with LightGlue, too: three quarters of an hour a row"
     )
     parser.add_argument("--posed", nargs="*", default=POSED, help="scenes with true poses, for relative poses")
     parser.add_argument("--max-keypoints", type=int, default=2048)
@@ -78,44 +78,41 @@ def kept_row(row: str, arguments: argparse.Namespace) -> dict[str, Any]:
     kept = None if arguments.work is None else arguments.work / f"{row.replace('/', '_')}.json"
     if kept is not None and kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
-    found.setdefault("maps", {})
-    for name, where, step in steps(found["features"], found["matcher"], arguments):
-        if name in where(found):
-            continue
-        where(found)[name] = step()
-        print(f"{row}: {name}: {json.dumps(where(found)[name])}", flush=True)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    maps, others = steps(found["features"], found["matcher"], arguments)
+    for values, todo in ((found.setdefault("maps", {}), maps), (found, others)):
+        for name, step in todo.items():
+            if name in values:
+                continue
+            values[name] = step()
+            print(f"{row}: {name}: {json.dumps(values[name])}", flush=True)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
 Values = dict[str, Any]
-Step = tuple[str, Callable[[Values], Values], Callable[[], Values]]
+Steps = dict[str, Callable[[], Values]]
 
 
-def steps(features: str, matcher: str, arguments: argparse.Namespace) -> list[Step]:
-    """What a row is measured on: each step's name, the part of the row that it goes into, and its measurement."""
+def steps(features: str, matcher: str, arguments: argparse.Namespace) -> tuple[Steps, Steps]:
+    """What a row is measured on: the maps, by scene, and all else."""
     options = ["--features", features, "--matcher", matcher]
     options += ["--max-keypoints", str(arguments.max_keypoints), "--resize-max", str(arguments.resize_max)]
     data = arguments.data
-    row, maps = (lambda found: found), (lambda found: found["maps"])
     scenes = [scene for scene in arguments.scenes if scene != LARGE or matcher != "lightglue" or arguments.large]
-    every: list[Step] = [
-        (name, row, partial(on_sequences, data / SEQUENCES[name], options)) for name in arguments.sequences
-    ]
-    every += [(scene, maps, partial(on_scene, data / scene, options)) for scene in scenes]
+    maps: Steps = {scene: partial(on_scene, data / scene, options) for scene in scenes}
+    others: Steps = {name: partial(on_sequences, data / SEQUENCES[name], options) for name in arguments.sequences}
     if LOCALIZED in arguments.scenes:
-        every.append(("localization", row, partial(localize, LOCALIZED, data / LOCALIZED, options)))
+        others["localization"] = partial(localize, LOCALIZED, data / LOCALIZED, options)
     if arguments.posed:
-        every.append(("pose", row, partial(on_pairs, [data / scene for scene in arguments.posed], options)))
-    every.append(("cost", row, partial(cost, features, matcher, data / COSTED, arguments)))
-    return every
+        others["pose"] = partial(on_pairs, [data / scene for scene in arguments.posed], options)
+    others["cost"] = partial(cost, features, matcher, data / COSTED, arguments)
+    return maps, others
 
 
 def cost(features: str, matcher: str, scene: Path, arguments: argparse.Namespace) -> Values:
     """Medians of CPU-seconds an image (decoded, extracted) and a pair, one at a time in a process with one thread."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     config = ExtractConfig(features=features, decode=DecodeConfig(resize_max=arguments.resize_max))
@@ -127,7 +124,6 @@ def cost(features: str, matcher: str, scene: Path, arguments: argparse.Namespace
     pairs = list(itertools.combinations(found, 2))[::4]
     matching.match([pairs[0]])
     of_pair, matched = timed(pairs, lambda pair: matching.match([pair]))
-    torch.set_num_threads(threads)
     return {
         "scene": COSTED,
         "images": len(of_image),

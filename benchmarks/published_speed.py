@@ -98,26 +98,31 @@ def compared(found: Found, expected: Found, name: str, pixels: np.ndarray) -> di
 
 def one(name: str, size: str, pixels: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
     runs = {make.__name__: make(name, pixels, arguments.keypoints) for make in (ours, by_hand)}
-    seconds: dict[str, list[float]] = {method: [] for method in runs}
-    results = {method: run() for method, run in runs.items()}
-    for _ in range(arguments.repeats):
-        for method, run in runs.items():
-            started = time.process_time()
-            run()
-            seconds[method].append(time.process_time() - started)
-    medians = {method: statistics.median(values) for method, values in seconds.items()}
+    results, taken = in_turn(runs, arguments.repeats)
     row = {
         "network": name,
         "size": size,
         "threads": arguments.threads,
-        "cpu_seconds": {method: round(value, 4) for method, value in medians.items()},
-        "cpu_seconds_all": {method: [round(value, 4) for value in values] for method, values in seconds.items()},
-        "rate_over_kornia": round(medians["by_hand"] / medians["ours"], 2),
+        **taken,
         "peak_memory_mb": {method: memory(name, size, method, arguments) for method in runs},
         **compared(results["ours"], results["by_hand"], name, pixels),
     }
     print(json.dumps({key: value for key, value in row.items() if key != "cpu_seconds_all"}), flush=True)
     return row
+
+
+def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `ours` and `by_hand` return, and a row's entries of their CPU-seconds; each first call is not timed."""
+    results = {method: run() for method, run in runs.items()}
+    seconds: dict[str, list[float]] = {method: [] for method in runs}
+    for _ in range(repeats):
+        for method, run in runs.items():
+            started = time.process_time()
+            run()
+            seconds[method].append(round(time.process_time() - started, 4))
+    medians = {method: statistics.median(values) for method, values in seconds.items()}
+    rate = round(medians["by_hand"] / medians["ours"], 3)
+    return results, {"cpu_seconds": medians, "cpu_seconds_all": seconds, "rate_over_kornia": rate}
 
 
 def memory(name: str, size: str, method: str, arguments: argparse.Namespace) -> float:
@@ -131,10 +136,15 @@ def memory(name: str, size: str, method: str, arguments: argparse.Namespace) -> 
 def print_memory(arguments: argparse.Namespace) -> None:
     pixels = photograph(arguments.photo, arguments.sizes[0])
     run = {"ours": ours, "by_hand": by_hand}[arguments.memory_of](arguments.networks[0], pixels, arguments.keypoints)
+    print(added_mb(run))
+
+
+def added_mb(run: Callable[[], Any]) -> float:
+    """Peak memory of a call, less what this process has before."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident_mb("VmRSS")
     run()
-    print(round(resident_mb("VmHWM") - before, 1))
+    return round(resident_mb("VmHWM") - before, 1)
 
 
 def resident_mb(which: str) -> float:

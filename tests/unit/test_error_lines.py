@@ -131,3 +131,17 @@ def test_whatever_a_file_causes_is_its_fault(error: Exception, words: str) -> No
 def test_featkits_own_errors_pass() -> None:
     with pytest.raises(EmptyResultError, match=r"^nothing$"), blaming(Path("x"), "a list", "make it again"):
         raise EmptyResultError("nothing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("weights", "export", "x", "--out", "y", "--max-mb", "-1"), "'--max-mb': -1.0 is not at least 0"),
+        (("serve", "x", "--port", "65536"), "'--port': 65536 is not at least 0 and at most 65535"),
+    ],
+)
+def test_a_number_out_of_its_range(arguments: tuple[str, ...], said: str) -> None:
+    ran = featkit(*arguments)
+    assert ran.returncode == 2
+    assert said in ran.stderr
+    assert ran.stderr.count("\n") == 1
