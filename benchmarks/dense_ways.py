@@ -40,7 +40,7 @@ from featkit.features.fast.scfeat import FrozenSCFeat
 from featkit.features.scfeat import find_keypoints
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.weights.files import load_scfeat_network
-from featkit.weights.manifest import find
+from featkit.weights.manifest import find_weights
 
 CASES = ("scfeat-s:640x480", "scfeat-s:1600x1200", "scfeat:640x480", "scfeat:1600x1200")
 WAYS = ("engine", "plain", "openvino", "openvino-bf16", "compile")
@@ -51,7 +51,7 @@ Run = Callable[[], Maps]
 
 def network_of(name: str) -> SCFeatNetwork:
     if name == "scfeat-s":
-        return load_scfeat_network(find(name)).eval()
+        return load_scfeat_network(find_weights(name)).eval()
     return SCFeatNetwork(SCFeatNetworkConfig(), torch.Generator().manual_seed(0)).eval()
 
 

@@ -103,6 +103,20 @@ def oxford(result: Result) -> str:
     return "\n".join(lines)
 
 
+def training_curve(result: Result) -> str:
+    """MMAScore and mAP on the Oxford sequences of each version of the weights, by the patches they have seen."""
+    lines = [
+        "| weights | patches seen, millions | side of a patch, scales | MMAScore | mAP | matches |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| `{row['name']}` | {row['patches'] / 1e6:.2f} | {row['magnification']:.0f} |"
+            f" {100 * row['mma_score']:.1f} | {100 * row['map']['distance']:.1f} | {row['mean_matches']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def _label(features: str) -> str:
     """A method's name without the place of its weight."""
     return features.partition("=")[0]
@@ -333,6 +347,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "describe": ("describe_speed", describe),
     "training": ("training", training),
     "oxford": ("oxford_mma", oxford),
+    "training-curve": ("training_curve", training_curve),
     "published": ("published", published),
     "recall": ("retrieval_recall", recall),
     "dense-speed": ("dense_speed", dense_speed),

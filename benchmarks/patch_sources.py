@@ -26,9 +26,9 @@ from featkit.evaluation.patches import (
     ImagePair,
     PatchDescriber,
     describe_used,
-    describer,
     image_pairs,
     matching_ap,
+    patch_describer,
 )
 from featkit.evaluation.ubc import UbcSet, evaluate_pairs, read_ubc
 
@@ -77,7 +77,7 @@ def main() -> None:
         images = [matched_images(data, arguments.images) for data in sets]
         print(f"{'':28}" + "".join(f"{data.name[-26:]:>28}" for data in sets), flush=True)
         for name in arguments.features.split(","):
-            method = describer(name, arguments.device)
+            method = patch_describer(name, arguments.device)
             row = {"method": name, "fpr95_percent": {}, "matching_map_percent": {}}
             for data, pairs in zip(sets, images, strict=True):
                 row["fpr95_percent"][data.name] = 100 * evaluate_pairs(data, method)

@@ -26,7 +26,7 @@ from machine import write_result
 
 from featkit.core.errors import FeatkitError
 from featkit.data.download import digests
-from featkit.evaluation.patches import SiftPatchConfig, describer
+from featkit.evaluation.patches import SiftPatchConfig, patch_describer
 from featkit.evaluation.published import published
 from featkit.evaluation.ubc import PatchMethod, UbcScore, UbcSet, evaluate_pairs, find_runs, read_ubc, ubc_table
 
@@ -68,7 +68,7 @@ def measured(sets: list[UbcSet], methods: list[PatchMethod], device: str, kept: 
             key = f"{of} on {data.name} {identity[data.name]}"
             if key not in kept.scores:
                 started = time.perf_counter()
-                kept.add(key, evaluate_pairs(data, describer(method.weight, device)))
+                kept.add(key, evaluate_pairs(data, patch_describer(method.weight, device)))
                 seconds = time.perf_counter() - started
                 row = " ".join(
                     part for part in (method.name, method.variant, method.train and f"from {method.train}") if part

@@ -43,7 +43,7 @@ from featkit.data.views import CanvasConfig
 from featkit.losses.scfeat_detection import (
     DetectionLossConfig,
     KeypointSample,
-    Matches,
+    MatchedKeypoints,
     RewardConfig,
     candidate_pairs,
     match_keypoints,
@@ -115,7 +115,7 @@ def still() -> Any:
 
 
 def basis(
-    samples: tuple[KeypointSample, KeypointSample], matches: Matches, parameters: list[torch.nn.Parameter]
+    samples: tuple[KeypointSample, KeypointSample], matches: MatchedKeypoints, parameters: list[torch.nn.Parameter]
 ) -> Float[Tensor, "b 3 p"]:
     """Gradients, of each pair of images, that those of all formulations are sums of: by good pairs of keypoints, by
     bad ones, by the regulariser."""

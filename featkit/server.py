@@ -40,7 +40,7 @@ from featkit.core.types import Features
 from featkit.images.read import stored_size
 from featkit.io.lists import Intrinsics, parse_intrinsics
 from featkit.localization.localizer import ServeConfig
-from featkit.localization.stage import QueryResult, describe
+from featkit.localization.stage import QueryResult, query_summary
 
 LOGGER = logging.getLogger(__name__)
 MB = 1e6
@@ -222,7 +222,7 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
         ] = None,
     ) -> Answer:
         """Find the pose of a photograph: the body, or the file of a form (`curl -F image=@photo.jpg`)."""
-        return Answer(**describe(await queue.localize(request, intrinsics, name)))
+        return Answer(**query_summary(await queue.localize(request, intrinsics, name)))
 
     return app
 

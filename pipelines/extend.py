@@ -33,7 +33,7 @@ from featkit.io.artifact import artifact, locked, scratch, write_text
 from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import FeatureStore, extractor_name, open_features
 from featkit.io.lists import read_pairs, write_pairs
-from featkit.io.maintain import merge as merge_stores
+from featkit.io.maintain import merge_stores
 from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping.cameras import CameraConfig, check_camera_config, check_photographs
 from featkit.mapping.covisibility import covisible_pairs

@@ -25,7 +25,7 @@ from featkit.io.artifact import artifact, locked, scratch, write_text
 from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import read_pairs, write_pairs
-from featkit.io.maintain import merge as merge_stores
+from featkit.io.maintain import merge_stores
 from featkit.io.matches import open_matches
 from featkit.mapping.grow import MADE_WITH, has_same_keypoints, original_config
 from featkit.mapping.map_rigs import recorded_prefixes, rig_metrics

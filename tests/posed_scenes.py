@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from featkit.data.posed_format import CameraTable, format_cameras, format_pairs
+from featkit.data.posed_format import CameraTable, format_cameras, posed_pairs_text
 from featkit.data.tracks import SceneTracks
 from featkit.geometry.poses import look_at, rotation_matrix
 
@@ -54,7 +54,7 @@ def make_scene(
     )
     (folder / "img_cam.txt").write_text(format_cameras(table))
     pairs = [(a, b) for a in range(images) for b in range(a + 1, images)]
-    (folder / "pairs.txt").write_text(format_pairs(pairs, names))
+    (folder / "pairs.txt").write_text(posed_pairs_text(pairs, names))
     return MadeScene(folder, table, rng.uniform(-1, 1, (100, 3)))
 
 

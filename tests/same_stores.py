@@ -15,7 +15,7 @@ def contents(path: Path) -> dict[str, Any]:
     """Every dataset and attribute of every item, by item and name."""
     found: dict[str, Any] = {}
     with h5.reading(path) as file:
-        kind = h5.kind_of(file, "features")
+        kind = h5.store_kind(file, "features")
         for name in shards.whole_items(file, kind):
             group = file[name]
             found[name] = {

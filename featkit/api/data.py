@@ -13,11 +13,9 @@ from featkit.core.config import Config, make
 from featkit.core.errors import UsageError
 from featkit.data.fetch import DataSet, FetchedFile, FetchOptions, data_set
 from featkit.data.fetch import fetch as fetch_files
-from featkit.data.image_pack import ImagePackConfig, kind_of, write_image_pack
-from featkit.data.make_patches import PatchesConfig, check_patches_output
-from featkit.data.make_patches import make_patches as make_patch_set
-from featkit.data.make_posed_pairs import PosedPairsConfig, check_pairs_output
-from featkit.data.make_posed_pairs import make_posed_pairs as make_pair_set
+from featkit.data.image_pack import ImagePackConfig, folder_kind, write_image_pack
+from featkit.data.make_patches import PatchSetConfig, check_patches_output, write_patch_set
+from featkit.data.make_posed_pairs import PosedPairsConfig, check_pairs_output, write_posed_pairs
 from featkit.data.patch_pack import PackConfig, write_pack
 from featkit.mapping.covisibility import mapped_scenes, photograph_folders
 
@@ -34,7 +32,7 @@ class MadeData:
 
 
 @with_options(
-    PatchesConfig,
+    PatchSetConfig,
     source=Option("source"),
     max_patches=Option("max_patches"),
     workers=Option("workers"),
@@ -43,7 +41,7 @@ def make_patches(
     scenes: Annotated[list[Path], Param(metavar="SCENE...", help="Mapped scenes; for homographies: photographs.")],
     *,
     out: OutFolder,
-    config: PatchesConfig,
+    config: PatchSetConfig,
     keypoints: Annotated[
         list[Path] | None,
         Param(
@@ -60,7 +58,7 @@ def make_patches(
     if of_photographs and keypoints:
         raise UsageError("--keypoints: for mapped scenes only; homographies use the detector of --set detector.kind")
     found = photograph_folders(scenes, licence) if of_photographs else mapped_scenes(scenes, licence, keypoints)
-    return MadeData(out, make_patch_set(config, found, out, seed, overwrite))
+    return MadeData(out, write_patch_set(config, found, out, seed, overwrite))
 
 
 @with_options(
@@ -80,7 +78,7 @@ def make_posed_pairs(
 ) -> MadeData:
     """Make pairs of photographs with poses from mapped scenes, in MegaDepth's layout. Raises featkit's errors."""
     check_pairs_output(out)
-    return MadeData(out, make_pair_set(config, mapped_scenes(scenes, licence), out, seed, overwrite))
+    return MadeData(out, write_posed_pairs(config, mapped_scenes(scenes, licence), out, seed, overwrite))
 
 
 class PackRecipe(Config):
@@ -117,7 +115,7 @@ def pack_data(
     seed: RandomSeed = 0,
 ) -> MadeData:
     """Pack folders of patches, or of posed pairs and photographs, into one file. Raises featkit's errors."""
-    kinds = {folder: kind_of(folder) for folder in folders}
+    kinds = {folder: folder_kind(folder) for folder in folders}
     of_patches = [folder for folder, kind in kinds.items() if kind == "patches"]
     if len(of_patches) == len(kinds):
         config = make(PackConfig, recipe.changes, where="data pack of patches")

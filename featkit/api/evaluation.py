@@ -16,8 +16,7 @@ from featkit.core.registry import Method
 from featkit.data.hpatches import find_splits
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.evaluation.aachen import AachenBenchmark
-from featkit.evaluation.benchmark import Benchmark, ImageBenchmark, Result, Work, method_names, names_in
-from featkit.evaluation.benchmark import evaluate as run_benchmark
+from featkit.evaluation.benchmark import Benchmark, ImageBenchmark, Result, Work, method_names, names_in, run_benchmark
 from featkit.evaluation.datasets import AvailableData, available_data, not_learned_from, patch_method
 from featkit.evaluation.eth import EthBenchmark
 from featkit.evaluation.hpatches import Hpatches

@@ -224,7 +224,7 @@ def align(
         target = metric.ReferencesTarget(references)
     else:
         target = metric.GpsTarget(images, gps_file, _origin(origin), level)
-    return out, metric.align(config, model, target, out, seed=seed, overwrite=overwrite, number=number)
+    return out, metric.write_metric_model(config, model, target, out, seed=seed, overwrite=overwrite, number=number)
 
 
 def _origin(given: str | Sequence[float] | None) -> Any:
@@ -280,7 +280,7 @@ def export(
             raise UsageError(f"{option} goes with --format {' or '.join(belongs_to)}, not with {format}")
     if format == "onnx":
         raise UsageError("--format onnx is for networks, not for maps: featkit weights export NAME --out FILE.onnx")
-    done = exporting.export(
+    done = exporting.export_model(
         format, find_model(model, number), out, images=images or (), masks=masks, config=config, overwrite=overwrite
     )
     return out, format, done

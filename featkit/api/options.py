@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from featkit.core.config import Config, check_field, field_docs, field_range, make, merge, overrides
+from featkit.core.config import Config, check_field, field_docs, field_range, make, merged_values, overrides
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.run_file import read_run
 
@@ -189,7 +189,7 @@ class FieldOption:
     def _at(self, value: Any) -> dict[str, Any]:
         placed: dict[str, Any] = {}
         for path in (self.option.path, *self.option.also):
-            placed = merge(placed, at_path(path, value))
+            placed = merged_values(placed, at_path(path, value))
         return placed
 
     def _numbers(self, text: str) -> list[float]:
@@ -308,9 +308,9 @@ def with_options(
                 }
             for name, one in described.items():
                 if saved is None or given[name] != one.default:
-                    values = merge(_drop_replaced(values, one, given[name]), one.placed(given[name]))
+                    values = merged_values(_drop_replaced(values, one, given[name]), one.placed(given[name]))
             changes = parse_settings(given["settings"])
-            values = merge(values, at_path(settings_at, changes) if settings_at else changes)
+            values = merged_values(values, at_path(settings_at, changes) if settings_at else changes)
             made = _make_config(config, values, described, function.__name__.replace("_", " "))
             return function(**arguments, **{into: made})
 
@@ -382,7 +382,7 @@ def parse_settings(settings: Mapping[str, Any] | Sequence[str] | None) -> dict[s
         return overrides(list(settings))
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        values = merge(values, at_path(name, value))
+        values = merged_values(values, at_path(name, value))
     return values
 
 

@@ -85,7 +85,7 @@ def frames(
     *,
     config: videos.FramesConfig,
     overwrite: Overwrite = False,
-) -> videos.Frames:
+) -> videos.VideoFrames:
     """Write sharp frames of a video with enough overlap for mapping. Raises featkit's errors."""
     return videos.run(config, video, out, overwrite=overwrite)
 

@@ -16,13 +16,13 @@ StoreFile = Annotated[Path, Param(help="A features or matches file.")]
 @with_options(None)
 def check_store(store: StoreFile) -> Checked:
     """Read every item of a features or matches file. Raises BadInputError if it is neither."""
-    return maintain.check(store)
+    return maintain.check_store(store)
 
 
 @with_options(None)
 def repair_store(store: StoreFile) -> Checked:
     """Drop damaged and missing items. Returns the check before the repair; raises BadInputError, NotWritableError."""
-    found = maintain.check(store)
+    found = maintain.check_store(store)
     if found.broken:
         maintain.repair(store, found)
     return found
@@ -46,4 +46,4 @@ def merge_stores(
     overwrite: Overwrite = False,
 ) -> MergedStores:
     """Merge files made with the same configuration into one. Raises featkit's errors."""
-    return MergedStores(out, maintain.merge(stores, out, link=link, overwrite=overwrite), len(stores))
+    return MergedStores(out, maintain.merge_stores(stores, out, link=link, overwrite=overwrite), len(stores))

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from featkit.api.options import Device, Option, Out, Overwrite, Param, with_options
-from featkit.core.config import Config, merge
+from featkit.core.config import Config, merged_values
 from featkit.core.errors import UsageError
 from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
@@ -21,7 +21,7 @@ from featkit.io.atomic import refuse_foreign
 from featkit.report.training import informativeness_report, stages_report, training_report
 from featkit.training.distributed import launch
 from featkit.training.informativeness import InformativenessConfig, along_training, sample_pairs
-from featkit.training.patch import train_patch as run_patch_training
+from featkit.training.patch import train_descriptor
 from featkit.training.patch_config import PatchTraining
 from featkit.training.scfeat import STAGES, ScfeatData, ScfeatStages
 from featkit.training.scfeat_task import ScfeatTraining, photo_folders
@@ -67,7 +67,7 @@ def length_options(of: type[Config]) -> dict[str, Option]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedDescriptor:
     """Result of training a patch descriptor. first: whether this process reports (rank 0)."""
 
     summary: dict[str, Any]
@@ -97,7 +97,7 @@ def train_patch(
     devices: Devices = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
-) -> Trained:
+) -> TrainedDescriptor:
     """Train a patch descriptor; a run that was stopped is resumed. Raises featkit's errors."""
     if recipe.training.get("steps") is not None and recipe.training.get("budget"):
         raise UsageError("--steps and --budget: give one of them")
@@ -109,9 +109,9 @@ def train_patch(
     world = launch(device, devices, training.precision, training.timeout_s)
     with world.reported_once():
         patches = read_training_patches(data, training.data)
-        trained = run_patch_training(training, patches, out, world=world, name=recipe.config, overwrite=overwrite)
+        trained = train_descriptor(training, patches, out, world=world, name=recipe.config, overwrite=overwrite)
     report = training_report(out) if trained.is_first else None
-    return Trained(trained.summary, out, report, trained.is_first)
+    return TrainedDescriptor(trained.summary, out, report, trained.is_first)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def train_scfeat(
     if unknown:
         raise UsageError(f"--stage {unknown[0]}: there are {', '.join(STAGES)}")
     listed = {} if scenes is None else {"data": {"scenes": read_scene_list(scenes)}}
-    training = resolve("task", recipe.config, merge(listed, recipe.training)).own
+    training = resolve("task", recipe.config, merged_values(listed, recipe.training)).own
     if not isinstance(training, ScfeatTraining):
         raise UsageError(f"--config {recipe.config}: not a recipe for SCFeat")
     training = training if recipe.steps is None else training.scaled_to(recipe.steps)

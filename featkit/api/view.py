@@ -14,18 +14,18 @@ from featkit.api.options import ModelNumber, Option, Param, with_options
 from featkit.core.listening import LOOPBACK, address_of, listening
 from featkit.core.runtime import Interrupted
 from featkit.mapping.scene import find_model
-from featkit.viewer.photographs import ViewConfig
+from featkit.viewer.photographs import PageImageConfig
 from featkit.viewer.scene import ViewedScene
 from featkit.viewer.server import ViewServer, write_folder
 
 LOGGER = logging.getLogger("featkit.view")
 
 
-@with_options(ViewConfig, photograph_px=Option("photograph_px"))
+@with_options(PageImageConfig, photograph_px=Option("photograph_px"))
 def view(
     scene: Annotated[Path, Param(help="A reconstructed scene, or a COLMAP or hloc model.")],
     *,
-    config: ViewConfig,
+    config: PageImageConfig,
     images: Annotated[
         list[Path] | None,
         Param(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
@@ -77,7 +77,7 @@ def view(
         return where
 
 
-def _scene_of(folder: Path, config: ViewConfig, more: dict[str, Any]) -> ViewedScene:
+def _scene_of(folder: Path, config: PageImageConfig, more: dict[str, Any]) -> ViewedScene:
     """The scene; a warning for each part of it that was not found. more: keyword arguments of `ViewedScene`."""
     shown = ViewedScene(folder, config, **more)
     for sentence in shown.missing:

@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 from featkit.api.options import Overwrite, Param, Settings, parse_by_file, parse_settings, parse_urls, with_options
 from featkit.core.errors import UsageError, blaming
-from featkit.data.fetch_weights import fetch_weights as fetched
+from featkit.data.fetch_weights import cache_weights
 from featkit.features.listing import FeatureInfo, list_features, list_matchers
 from featkit.onnx.export import export_onnx
 from featkit.weights.catalogue import PublishedNetwork, cached_file, catalogue, place, published_network
-from featkit.weights.exchange import Origin, export_weight, import_checkpoint, read_scores
+from featkit.weights.exchange import WeightOrigin, export_weight, import_checkpoint, read_scores
 from featkit.weights.files import read_metadata_patch_files, save_patch_network
-from featkit.weights.manifest import WeightInfo, add_row, find, listed, sha256_of
-from featkit.weights.manifest import list_weights as list_shipped
+from featkit.weights.manifest import WeightInfo, add_row, find_weights, listed, manifest_rows, sha256_of
 
 ARCHITECTURES = ("hardnet", "sosnet", "hynet")
 """Networks whose published checkpoints can be imported."""
@@ -46,7 +45,7 @@ class Available:
 @with_options(None)
 def list_weights() -> Available:
     """All weights that can be used by name."""
-    return Available(list_shipped(), [_published_row(name) for name in catalogue()])
+    return Available(manifest_rows(), [_published_row(name) for name in catalogue()])
 
 
 @with_options(None)
@@ -56,7 +55,7 @@ def show_weights(
     """Describe weights. Raises UsageError for an unknown name, BadInputError for a damaged file."""
     if name in catalogue():
         return _published_row(name)
-    path, row = find(name), listed(name)
+    path, row = find_weights(name), listed(name)
     metadata: dict[str, Any] = dict(read_metadata_patch_files(path))
     if row is not None:
         return {"path": str(path), **row.result_fields(), "whole": sha256_of(path) == row.sha256}
@@ -117,7 +116,7 @@ def fetch_weights(
     Raises featkit's errors.
     """
     digests = parse_by_file("--sha256", sha256, "FILE=HEX, the 64 digits that `sha256sum FILE` prints")
-    done = fetched(name, parse_urls(url), archive or [], digests, overwrite)
+    done = cache_weights(name, parse_urls(url), archive or [], digests, overwrite)
     return FetchedWeights(name, done.path, done.sha256, done.sources, done.was_there, published_network(name))
 
 
@@ -215,9 +214,9 @@ def export_weights(
     if not name:
         raise UsageError("--name is missing: what users will type for these weights (a file .onnx takes none)")
     scores = {} if scores_json is None else read_scores(scores_json)
-    origin = Origin(recipe=recipe, data=data, licence=licence, commit=commit, scores=scores)
+    origin = WeightOrigin(recipe=recipe, data=data, licence=licence, commit=commit, scores=scores)
     if add_to_manifest:
-        list_shipped(out.parent)  # a broken manifest is better found before anything is written
+        manifest_rows(out.parent)  # a broken manifest is better found before anything is written
     row = export_weight(Path(source), name, out, origin, which, max_mb)
     return ExportedWeights(out, row, add_row(row, out.parent) if add_to_manifest else None)
 

@@ -10,7 +10,7 @@ from featkit.api import stages as api
 from featkit.cli.app import Outcome, fail
 from featkit.cli.command import command
 from featkit.core.errors import UsageError
-from featkit.images.video import Frames
+from featkit.images.video import VideoFrames
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit frames`: a video -> images.
@@ -28,7 +28,7 @@ Then map them: `featkit reconstruct scene/ --pairs sequential`."""
 
 
 @command(api.frames)
-def frames_command(done: Frames) -> Outcome:
+def frames_command(done: VideoFrames) -> Outcome:
     data = {"out": str(done.out), "frames": done.frames, "read": done.read, "duration_s": done.duration_s}
     kept = f"{done.frames:,} of {done.read:,} frames in {done.duration_s:.1f} s"
     cut = ", as far as the file can be read" if done.is_cut_off else ""

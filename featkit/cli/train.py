@@ -38,7 +38,7 @@ train_app = Commands(TRAIN_HELP)
 
 
 @command(api.train_patch)
-def patch(done: api.Trained) -> Outcome:
+def patch(done: api.TrainedDescriptor) -> Outcome:
     if not done.first:
         return Outcome(done.summary, silent=True)
     lines = [f"weights: {done.out / 'best.safetensors'}", f"report: {done.report}"]

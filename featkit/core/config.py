@@ -347,7 +347,7 @@ def named_config(name: str, kind: str | None = None) -> dict[str, Any]:
     base_values = _read_values(str(base), kind)
     if "base" in base_values:
         raise UsageError(f"configuration {name!r}: its base {base!r} has a base of its own; name that one, or copy it")
-    return merge(base_values, values)
+    return merged_values(base_values, values)
 
 
 def _read_values(name: str, kind: str | None) -> dict[str, Any]:
@@ -426,12 +426,12 @@ def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merged_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Nested values, overridden by `changes`."""
     merged = dict(values)
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
+            merged[key] = merged_values(merged[key], value)
         else:
             merged[key] = value
     return merged

@@ -43,6 +43,11 @@ class Camera3D:
     focal_px: float
     group: str = "map"
 
+    @property
+    def centre(self) -> Float[np.ndarray, "3"]:
+        """In world units: -R^T t."""
+        return -np.asarray(self.rotation, dtype=np.float64).T @ np.asarray(self.translation, dtype=np.float64)
+
 
 @dataclass(frozen=True)
 class Scene3D:

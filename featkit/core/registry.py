@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from featkit.core.config import Config, digest, make, merge, named_config, near_names
+from featkit.core.config import Config, digest, make, merged_values, named_config, near_names
 from featkit.core.errors import UsageError
 from featkit.core.imports import import_module
 
@@ -144,7 +144,7 @@ def resolve(kind: str, name: str, changes: dict[str, Any] | None = None, device:
         article = "an" if kind[0] in "aeiou" else "a"
         raise UsageError(f"{name!r} is not {article} {kind} (it has no key {kind!r}); {near_names(name, kind)}")
     cls = class_of(kind, str(target))
-    own = make(cls.Config, merge(values, changes or {}), where=f"configuration {name!r}")
+    own = make(cls.Config, merged_values(values, changes or {}), where=f"configuration {name!r}")
     return Method(name, cls, own, device, str(target))
 
 

@@ -107,7 +107,7 @@ def _download_to_part(remote: RemoteFile, folder: Path, config: DownloadConfig) 
     _retry_until_complete(remote, part, config)
     fetched = digests(part)
     try:
-        check(fetched, remote)
+        check_file(fetched, remote)
     except BadInputError as error:
         _discard_part(part)
         raise BadInputError(f"{error}; the download was deleted. Run again, or name a mirror with --url") from None
@@ -355,7 +355,7 @@ def digests(path: Path) -> Fetched:
     return Fetched(path, size, md5.hexdigest(), sha256.hexdigest())
 
 
-def check(fetched: Fetched, remote: RemoteFile) -> None:
+def check_file(fetched: Fetched, remote: RemoteFile) -> None:
     """Raise BadInputError if a file is not the one that was expected."""
     for kind, expected in (("sha256", remote.sha256), ("md5", remote.md5)):
         actual = getattr(fetched, kind)

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from featkit.core.config import Bytes, Config, make, read_yaml
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
-from featkit.data.download import DownloadConfig, Fetched, RemoteFile, check, digests, download
+from featkit.data.download import DownloadConfig, Fetched, RemoteFile, check_file, digests, download
 from featkit.data.unpack import UnpackConfig, unpack
 from featkit.io.artifact import explained, write_text, writing
 from featkit.io.atomic import FOREIGN, read_json, refuse_foreign
@@ -290,7 +290,7 @@ def _download_archive(job: _FetchJob, file: CatalogueFile, source: Source, note:
     if path.is_file():  # complete, from a run that was interrupted before unpacking
         fetched = digests(path)
         try:
-            check(fetched, remote)
+            check_file(fetched, remote)
             return fetched
         except BadInputError:
             if not is_ours:
@@ -312,7 +312,7 @@ def _check_local_file(fetched: Fetched, file: CatalogueFile) -> None:
     errors = []
     for source in file.sources:
         try:
-            check(fetched, _remote_file(file, source))
+            check_file(fetched, _remote_file(file, source))
             return
         except BadInputError as error:
             errors.append(error)

@@ -41,7 +41,7 @@ LARGEST = 4 << 30  # bytes of one weights file
 
 
 @dataclass(frozen=True)
-class FetchedWeights:
+class CachedWeights:
     """A network's weights in the cache. sha256: of the authors' files, by file name. sources: paths or addresses."""
 
     path: Path
@@ -50,14 +50,14 @@ class FetchedWeights:
     was_there: bool = False
 
 
-def fetch_weights(
+def cache_weights(
     name: str,
     urls: Mapping[str, str] | None = None,
     archives: Sequence[Path] = (),
     sha256: Mapping[str, str] | None = None,
     overwrite: bool = False,
     config: DownloadConfig | None = None,
-) -> FetchedWeights:
+) -> CachedWeights:
     """Put the weights of a published network into the cache.
 
     urls: other addresses by file name. archives: local files. sha256: by file name, for files without a checksum in
@@ -70,7 +70,7 @@ def fetch_weights(
     if unknown := [file for file in urls or {} if file not in {one.name for one in row.files}]:
         raise UsageError(f"--url {unknown[0]}: {name} has the files {', '.join(file.name for file in row.files)}")
     if path.is_file() and not overwrite and not archives and _is_usable(name):
-        return FetchedWeights(path, {}, {}, was_there=True)
+        return CachedWeights(path, {}, {}, was_there=True)
     local_files = _files_in_packages(name, row) | local_files
     missing = [file for file in row.files if file.name not in local_files]
     _refuse_unpinned(name, missing)
@@ -82,7 +82,7 @@ def fetch_weights(
     for download_path in downloads.values():
         download_path.unlink(missing_ok=True)  # its tensors are in the cache
     sources = {file: addresses.get(file, str(location)) for file, location in files.items()}
-    return FetchedWeights(path, dict(zip(files, digests, strict=True)), sources)
+    return CachedWeights(path, dict(zip(files, digests, strict=True)), sources)
 
 
 def _user_files(row: PublishedNetwork, archives: Sequence[Path]) -> dict[str, Path]:

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
 from featkit.core.config import Config, Count, Factor, Pixels, PositiveShare, Share
-from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Predictions, members_in_image
-from featkit.data.patch_frames import FrameJitter, Frames, corners, draw_complete_classes, jittered, within
+from featkit.data.keypoint_classes import ClassesConfig, DepthConfig, Detections, PredictedKeypoints, members_in_image
+from featkit.data.patch_frames import FrameJitter, Frames, corners, draw_complete_classes, jittered_frames, within
 from featkit.data.scene_classes import depths_at, separate
 from featkit.data.tracks import SceneTracks
 
@@ -36,7 +36,7 @@ class GeometryConfig(Config):
     """Fraction of the tolerances of `classes` within which a detection must be."""
     max_view_angle_deg: float = Field(60.0, gt=0, le=90)
     """Largest angle at the point between the rays of the seed's image and another image, degrees."""
-    depth: DenseConfig = DenseConfig(neighbours=6, radius=0.05)
+    depth: DepthConfig = DepthConfig(neighbours=6, radius=0.05)
     """How depth is interpolated from nearby map points, in the seed's image and in the other images."""
     depth_tolerance: Factor = 0.01
     """Largest relative difference between the projected depth and the depth interpolated there."""
@@ -94,7 +94,7 @@ def geometric_frames(
     frames, counts = [], {"seeds": len(kept), "seeds_kept": int(kept.sum())}
     for image, (predicted, image_detections) in enumerate(zip(expected, detections, strict=True)):
         at_projection = _frames_at_projections(predicted.select(projected[predicted.keypoints]), image)
-        frames.append(jittered(at_projection, jitter, magnification, generator))
+        frames.append(jittered_frames(at_projection, jitter, magnification, generator))
         at_detections = predicted.select((kept & ~projected)[predicted.keypoints])
         share = np.full(len(at_detections.keypoints), config.detection_share)
         rows, which = members_in_image(at_detections, share, image_detections, classes)
@@ -142,7 +142,7 @@ def draw_seeds(
 
 def _predict_seeds(
     tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig, magnification: float
-) -> Predictions:
+) -> PredictedKeypoints:
     """The seeds whose complete patch an image should show, with size and direction predicted from the surface."""
     chosen = np.flatnonzero(visible_seeds(tracks, seeds, image, config))
     views = tracks.views_of(image, seeds.points[chosen])
@@ -154,7 +154,7 @@ def _predict_seeds(
     shown = Frames(chosen, np.full(len(chosen), image), views.xy, scales, np.arctan2(along[:, 1], along[:, 0]))
     complete = within(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
     shown = shown.select(np.flatnonzero(complete & (shown.scales >= config.min_scale_px)))
-    return Predictions(shown.classes, shown.xy, np.log2(shown.scales), shown.oris)
+    return PredictedKeypoints(shown.classes, shown.xy, np.log2(shown.scales), shown.oris)
 
 
 def visible_seeds(tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig) -> Bool[np.ndarray, " s"]:
@@ -176,6 +176,6 @@ def visible_seeds(tracks: SceneTracks, seeds: Seeds, image: int, config: Geometr
     return visible
 
 
-def _frames_at_projections(predicted: Predictions, image: int) -> Frames:
+def _frames_at_projections(predicted: PredictedKeypoints, image: int) -> Frames:
     count = len(predicted.keypoints)
     return Frames(predicted.keypoints, np.full(count, image), predicted.xy, 2.0**predicted.log_scales, predicted.angles)

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 
 from featkit.core.config import Config, Count, Pixels
-from featkit.data.keypoint_classes import ClassesConfig, Detections, Predictions
+from featkit.data.keypoint_classes import ClassesConfig, Detections, PredictedKeypoints
 from featkit.data.patch_frames import (
     DetectorConfig,
     FrameJitter,
@@ -23,13 +23,21 @@ from featkit.data.patch_frames import (
     detected,
     draw_complete_classes,
     in_pixels,
-    jittered,
+    jittered_frames,
     within,
 )
 from featkit.data.scene_classes import separate
-from featkit.data.tracks import Photographs
-from featkit.data.views import JitterConfig, PhotometricConfig, ViewConfig, draw_jitter, draw_view, photometric, warp
-from featkit.data.views import jittered as recoloured
+from featkit.data.tracks import PhotographFolder
+from featkit.data.views import (
+    JitterConfig,
+    PhotometricConfig,
+    ViewConfig,
+    draw_jitter,
+    draw_view,
+    jittered_colours,
+    photometric,
+    warp,
+)
 from featkit.geometry.pixels import apply_homography, local_scale
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside
@@ -82,7 +90,7 @@ class HomographyViews:
     homographies: pixels of the reduced, upright photograph -> pixels of the view, which has the same size.
     """
 
-    photographs: Photographs
+    photographs: PhotographFolder
     config: HomographiesConfig
     homographies: Float[np.ndarray, "v 3 3"]
     seed: tuple[int, ...]
@@ -107,11 +115,11 @@ def relit(
     pixels: UInt8[np.ndarray, "h w 3"], config: LightConfig, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A photograph with random light and camera effects: every change of a view except its geometry."""
-    return photometric(recoloured(pixels, draw_jitter(config.colours, generator)), config.camera, generator)
+    return photometric(jittered_colours(pixels, draw_jitter(config.colours, generator)), config.camera, generator)
 
 
 def homography_frames(
-    photographs: Photographs,
+    photographs: PhotographFolder,
     config: HomographiesConfig,
     detector: DetectorConfig,
     classes: ClassesConfig,
@@ -139,7 +147,7 @@ def homography_frames(
             homographies.append(homography)
             shown = moved(seeds, homography, number * config.views + view, first)
             shown = shown.select(_completely_visible(shown, homography, image.size, magnification, config))
-            parts.append(jittered(shown, jitter, magnification, generator))
+            parts.append(jittered_frames(shown, jitter, magnification, generator))
         first += len(seeds)
     frames = Frames.joined(parts).without_small(config.min_patches)
     frames = frames.of_classes(draw_complete_classes(frames.sizes(), max_patches, generator))
@@ -169,7 +177,7 @@ def _draw_seeds(
     complete = np.flatnonzero(within(corners(upright, magnification), image.size))
     drawn = generator.permutation(complete)[: config.keypoints]
     upright = Detections(upright.xy[drawn], upright.scales[drawn], upright.oris[drawn])
-    predictions = Predictions(np.arange(len(drawn)), upright.xy, np.log2(upright.scales), upright.oris)
+    predictions = PredictedKeypoints(np.arange(len(drawn)), upright.xy, np.log2(upright.scales), upright.oris)
     kept = separate([predictions], np.arange(len(drawn), 0, -1), classes)
     return Detections(upright.xy[kept], upright.scales[kept], upright.oris[kept])
 

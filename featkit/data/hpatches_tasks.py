@@ -40,7 +40,7 @@ class DrawnTasksConfig(Config):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PatchPairs:
     """Rows of sequence, image, point, sequence, image, point; sequences are indices into `names`."""
 
     rows: Int[np.ndarray, "n 6"]
@@ -48,7 +48,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Points:
+class ReferencePatches:
     """Rows of sequence (an index into `names`), point: patches of reference images."""
 
     rows: Int[np.ndarray, "n 2"]
@@ -60,11 +60,11 @@ class HPatchesTasks:
     """The pairs and patches of the tasks; None: no file for this task. source: their origin, for the result."""
 
     source: str
-    positive: Pairs | None
-    intra: Pairs | None
-    inter: Pairs | None
-    queries: Points | None
-    distractors: Points | None
+    positive: PatchPairs | None
+    intra: PatchPairs | None
+    inter: PatchPairs | None
+    queries: ReferencePatches | None
+    distractors: ReferencePatches | None
 
     def sequences(self) -> set[str]:
         """Names of all sequences that occur."""
@@ -83,15 +83,15 @@ def read_tasks(folder: Path, split: str, data: HPatches) -> HPatchesTasks | None
 
     Raises BadInputError for rows that refer to patches missing from the data.
     """
-    tables: dict[str, Pairs | Points | None] = {}
+    tables: dict[str, PatchPairs | ReferencePatches | None] = {}
     for name, stem in {**PAIR_FILES, "queries": "retr_queries", "distractors": "retr_distractors"}.items():
         path = folder / f"{stem}_split-{split}.csv"
         if not path.is_file():
             tables[name] = None
         elif name in PAIR_FILES:
-            tables[name] = Pairs(_read_csv(path, PAIR_COLUMNS, data), data.sequences)
+            tables[name] = PatchPairs(_read_csv(path, PAIR_COLUMNS, data), data.sequences)
         else:
-            tables[name] = Points(_read_csv(path, PATCH_COLUMNS, data), data.sequences)
+            tables[name] = ReferencePatches(_read_csv(path, PATCH_COLUMNS, data), data.sequences)
     return HPatchesTasks(str(folder), **tables) if any(tables.values()) else None  # type: ignore[arg-type]
 
 
@@ -189,11 +189,11 @@ def draw_tasks(
     names = data.sequences
     return HPatchesTasks(
         f"drawn from {len(chosen)} sequences",
-        Pairs(np.stack([s, image, point, s, other_image, point], axis=1), names),
-        Pairs(np.stack([s, image, point, s, other_image, other_point], axis=1), names),
-        Pairs(inter, names) if inter is not None else None,
-        Points(queries, names),
-        Points(distractors, names),
+        PatchPairs(np.stack([s, image, point, s, other_image, point], axis=1), names),
+        PatchPairs(np.stack([s, image, point, s, other_image, other_point], axis=1), names),
+        PatchPairs(inter, names) if inter is not None else None,
+        ReferencePatches(queries, names),
+        ReferencePatches(distractors, names),
     )
 
 

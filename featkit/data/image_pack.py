@@ -29,7 +29,7 @@ from featkit.data.make_patches import LICENCE
 from featkit.data.make_posed_pairs import name_of
 from featkit.data.patch_pack import EPOCH, FORMAT, IMAGES_KIND, MANIFEST
 from featkit.data.phototour import INFO
-from featkit.data.posed_format import CameraTable, format_cameras, format_pairs
+from featkit.data.posed_format import CameraTable, format_cameras, posed_pairs_text
 from featkit.data.posed_pairs import (
     ALIGNED,
     CAMERAS,
@@ -77,7 +77,7 @@ class _Source:
     licence: str
 
 
-def kind_of(folder: Path) -> Kind:
+def folder_kind(folder: Path) -> Kind:
     """The kind of data in a folder; "patches" if it cannot be determined."""
     if (folder / INFO).is_file() or not folder.is_dir():
         return "patches"
@@ -118,7 +118,7 @@ def write_image_pack(config: ImagePackConfig, folders: Sequence[Path], out: Path
 def _prepare_source(folder: Path, generator: np.random.Generator) -> _Source:
     licence = folder / LICENCE
     licence_text = licence.read_text(encoding="utf-8", errors="replace").strip() if licence.is_file() else "not stated"
-    name, kind = folder.resolve().name, kind_of(folder)
+    name, kind = folder.resolve().name, folder_kind(folder)
     if kind == "photographs":
         files = photographs(folder)
         groups = [(int(i),) for i in generator.permutation(len(files))]
@@ -243,7 +243,7 @@ def _add_scene(archive: zipfile.ZipFile, source: _Source, number: int, sizes: di
         scene.translations[images],
     )
     pairs = source.posed.pairs[rows, 1:]
-    text = format_pairs(pairs, names)
+    text = posed_pairs_text(pairs, names)
     scale_of_image = np.ones((len(names), 2))
     scale_of_image[images] = scale
     boxes = (source.posed.boxes[rows] + 0.5) * np.tile(scale_of_image[pairs], 2) - 0.5

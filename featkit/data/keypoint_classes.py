@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
 from featkit.core.config import Config, Count, Degrees, Factor, FactorOrZero, Pixels, PositiveShare, Radians, Share
-from featkit.data.tracks import SceneTracks, Views
+from featkit.data.tracks import ImagePoints, SceneTracks
 
 PAIRS_AT_ONCE = 4_000_000  # bounds the memory of the vote for any track lengths
 
 
-class DenseConfig(Config):
+class DepthConfig(Config):
     """When the depth of a detection can be interpolated from nearby map points; see scene_classes.py."""
 
     neighbours: int = Field(6, ge=1, le=1000)
@@ -68,7 +68,7 @@ class ClassesConfig(Config):
     """Extra views: largest distance of these points, as a fraction of the image's longer side."""
     min_patches: Count = 2
     """Minimum number of patches of a class."""
-    dense: DenseConfig | None = DenseConfig()
+    dense: DepthConfig | None = DepthConfig()
     """Classes at detections without a map point; None: only map points."""
     dense_share: Share = 0.75
     """Fraction of the tolerances that applies to these classes."""
@@ -102,7 +102,7 @@ class Keypoints3D:
         return Keypoints3D(self.points[index], self.log_sizes[index], self.directions[index])
 
 
-class Origin(IntEnum):
+class Assignment(IntEnum):
     """How a detection was assigned to its class."""
 
     MATCHED = 0
@@ -138,7 +138,7 @@ class Members:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class PredictedKeypoints:
     """Predicted keypoints of an image: rows of Keypoints3D with position, sigma (px) and angle in the image."""
 
     keypoints: Int[np.ndarray, " n"]
@@ -146,9 +146,9 @@ class Predictions:
     log_scales: Float[np.ndarray, " n"]
     angles: Float[np.ndarray, " n"]
 
-    def select(self, index: np.ndarray) -> Predictions:
+    def select(self, index: np.ndarray) -> PredictedKeypoints:
         """The rows at `index`."""
-        return Predictions(self.keypoints[index], self.xy[index], self.log_scales[index], self.angles[index])
+        return PredictedKeypoints(self.keypoints[index], self.xy[index], self.log_scales[index], self.angles[index])
 
 
 def turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -203,7 +203,7 @@ def _vote_candidates(tracks: SceneTracks, detections: Sequence[Detections], conf
         limit = position_limit(config, image_detections.scales[detection])
         near = distance <= limit
         query, detection, distance = query[near], detection[near], distance[near] / limit[near]
-        views_of_pairs = Views(*(getattr(views, field)[query] for field in Views.__dataclass_fields__))
+        views_of_pairs = ImagePoints(*(getattr(views, field)[query] for field in ImagePoints.__dataclass_fields__))
         parts.append(
             _VoteCandidates(
                 points=index[query],
@@ -249,11 +249,13 @@ def _angles_in_image(jacobians: Float[np.ndarray, "n 2 3"], directions: Float[np
     return np.arctan2(flow[:, 1], flow[:, 0])
 
 
-def predictions(tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: Bool[np.ndarray, " k"]) -> Predictions:
+def predictions(
+    tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: Bool[np.ndarray, " k"]
+) -> PredictedKeypoints:
     """Predict the keypoints for which `extra` is true in `image`."""
     chosen = np.flatnonzero(extra)
     views = tracks.views(image, keypoints.points[chosen])
-    return Predictions(
+    return PredictedKeypoints(
         keypoints=chosen,
         xy=views.xy,
         log_scales=keypoints.log_sizes[chosen] + np.log2(views.magnification),
@@ -262,7 +264,7 @@ def predictions(tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: 
 
 
 def members_in_image(
-    predicted: Predictions, share: Float[np.ndarray, " n"], detections: Detections, config: ClassesConfig
+    predicted: PredictedKeypoints, share: Float[np.ndarray, " n"], detections: Detections, config: ClassesConfig
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """(row of Keypoints3D, detection): for every predicted keypoint the nearest detection within all tolerances.
 

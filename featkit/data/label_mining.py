@@ -70,10 +70,12 @@ def mine_labels(data: PatchSet, config: LabelMiningConfig, device: torch.device 
             continue
         generator = np.random.default_rng([config.seed, scene])
         sample = np.sort(generator.permutation(members)[: config.patches_per_scene])
-        centres = centres_of(features_of(data.patches, sample, device), config.clusters, generator, config.iterations)
+        centres = centres_of(
+            patch_features(data.patches, sample, device), config.clusters, generator, config.iterations
+        )
         clusters[members] = np.concatenate(
             [
-                nearest_centre(features_of(data.patches, part, device), centres).cpu().numpy()
+                nearest_centre(patch_features(data.patches, part, device), centres).cpu().numpy()
                 for part in np.array_split(members, -(-len(members) // AT_ONCE))
             ]
         )
@@ -82,7 +84,7 @@ def mine_labels(data: PatchSet, config: LabelMiningConfig, device: torch.device 
     return MinedLabels(data.scenes, clusters, far)
 
 
-def features_of(
+def patch_features(
     patches: PatchArray, index: Int[np.ndarray, " m"], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "m 2240"]:
     """HOG and pixels of patches of any size."""

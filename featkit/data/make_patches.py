@@ -46,11 +46,11 @@ from featkit.data.phototour import (
     create_bitmaps,
     draw_pairs,
     write_info,
-    write_pairs,
+    write_phototour_pairs,
     write_scenes,
 )
 from featkit.data.scene_classes import scene_classes, select_classes
-from featkit.data.tracks import Photographs, Scene
+from featkit.data.tracks import PhotographFolder, Scene
 from featkit.images.patches import cut_patches
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside, making, write_text
@@ -61,7 +61,7 @@ LICENCE = "licence.txt"
 WRITTEN = re.compile(r"patches\d+\.bmp|info\.txt|scenes\.txt|m50_\d+_\d+_0\.txt|dataset\.json|licence\.txt")
 
 
-class PatchesConfig(Config):
+class PatchSetConfig(Config):
     """All settings that determine a patch set."""
 
     source: Literal["tracks", "geometry", "homographies"] = "tracks"
@@ -107,9 +107,9 @@ class _ScenePatches:
     views: int
 
 
-def make_patches(
-    config: PatchesConfig,
-    scenes: Sequence[Scene | Photographs],
+def write_patch_set(
+    config: PatchSetConfig,
+    scenes: Sequence[Scene | PhotographFolder],
     out: Path,
     seed: int = 0,
     overwrite: bool = False,
@@ -124,7 +124,7 @@ def make_patches(
     generator = np.random.default_rng(seed)
     scene_patches = [
         _patches_of_photographs(config, scene, (seed, number))
-        if isinstance(scene, Photographs)
+        if isinstance(scene, PhotographFolder)
         else _patches_of_reconstruction(config, scene, generator)
         for number, scene in enumerate(scenes)
     ]
@@ -150,7 +150,7 @@ def check_patches_output(out: Path, overwrite: bool) -> None:
         raise BadInputError(f"{out}: exists already; choose another --out, or --overwrite")
 
 
-def _patches_of_reconstruction(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> _ScenePatches:
+def _patches_of_reconstruction(config: PatchSetConfig, scene: Scene, generator: np.random.Generator) -> _ScenePatches:
     """Patches of a reconstruction, from tracks or geometry."""
     tracks = scene.tracks
     detections = list(_detect_keypoints(config, scene, generator))
@@ -182,7 +182,9 @@ def _patches_of_reconstruction(config: PatchesConfig, scene: Scene, generator: n
     )
 
 
-def _patches_of_photographs(config: PatchesConfig, photographs: Photographs, seed: tuple[int, int]) -> _ScenePatches:
+def _patches_of_photographs(
+    config: PatchSetConfig, photographs: PhotographFolder, seed: tuple[int, int]
+) -> _ScenePatches:
     """Patches of single photographs."""
     views, frames, counts = homography_frames(
         photographs,
@@ -200,7 +202,7 @@ def _patches_of_photographs(config: PatchesConfig, photographs: Photographs, see
     )
 
 
-def _detect_keypoints(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> list[Detections]:
+def _detect_keypoints(config: PatchSetConfig, scene: Scene, generator: np.random.Generator) -> list[Detections]:
     """Keypoints of every image, in the order of the tracks, in pixels of the file."""
     tracks, kept = scene.tracks, []
     sizes = [tuple(size) for size in tracks.image_sizes.tolist()]
@@ -224,7 +226,7 @@ def _detect_keypoints(config: PatchesConfig, scene: Scene, generator: np.random.
 
 
 def _write_patch_set(
-    config: PatchesConfig,
+    config: PatchSetConfig,
     scene_patches: Sequence[_ScenePatches],
     folder: Path,
     generator: np.random.Generator,
@@ -237,7 +239,7 @@ def _write_patch_set(
     write_info(folder, classes, images)
     write_scenes(folder, [(scene.name, name) for scene in scene_patches for name in scene.images])
     pairs = draw_pairs(classes, groups, config.test_pairs, generator)
-    written = write_pairs(folder, pairs, classes)
+    written = write_phototour_pairs(folder, pairs, classes)
     licences = {scene.name: scene.licence for scene in scene_patches}
     write_text(folder / LICENCE, "".join(f"{name}: {text.strip()}\n" for name, text in licences.items()))
     summary = {
@@ -277,7 +279,7 @@ def _number_across_scenes(
     return np.concatenate(classes), np.concatenate(images), np.concatenate(groups), rows
 
 
-def _write_scene_patches(config: PatchesConfig, scene: _ScenePatches, bitmaps: MappedPatches, first: int) -> None:
+def _write_scene_patches(config: PatchSetConfig, scene: _ScenePatches, bitmaps: MappedPatches, first: int) -> None:
     frames = scene.frames
     with progress(f"cut {scene.name}", len(scene.images), "images") as advance:
         for image in range(len(scene.images)):
@@ -289,7 +291,7 @@ def _write_scene_patches(config: PatchesConfig, scene: _ScenePatches, bitmaps: M
 
 
 def cut(
-    config: PatchesConfig, image: DecodedImage, keypoints: Detections, index: Int[np.ndarray, " n"]
+    config: PatchSetConfig, image: DecodedImage, keypoints: Detections, index: Int[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "n 64 64"]:
     """Patches at the positions, sizes and directions of some keypoints."""
 

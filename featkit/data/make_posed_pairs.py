@@ -30,8 +30,15 @@ from featkit.core.errors import BadInputError, EmptySceneError, NotWritableError
 from featkit.core.log import progress
 from featkit.core.runtime import capped
 from featkit.data.make_patches import DATASET, LICENCE
-from featkit.data.pair_choice import PairChoiceConfig, PairStatistics, PinholeView, candidates, choose, shared_counts
-from featkit.data.posed_format import CameraTable, format_cameras, format_pairs, parse_cameras
+from featkit.data.pair_choice import (
+    PairChoiceConfig,
+    PairStatistics,
+    PinholeView,
+    candidates,
+    choose_training_pairs,
+    shared_counts,
+)
+from featkit.data.posed_format import CameraTable, format_cameras, parse_cameras, posed_pairs_text
 from featkit.data.posed_pairs import (
     ALIGNED,
     CAMERAS,
@@ -54,7 +61,7 @@ T = TypeVar("T")
 MADE, STARTED = "made.json", "started.json"
 
 
-def make_posed_pairs(
+def write_posed_pairs(
     config: PosedPairsConfig, scenes: Sequence[Scene], out: Path, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Any]:
     """Write posed pairs of all scenes to the folder `out`, where completed scenes are kept. If there are several
@@ -230,12 +237,12 @@ def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator:
             f"{scene.tracks.name}: no pair that shares points is within the limits of the choice (angles, rotation,"
             " scale, overlap); change them with --set choice.max_angle_deg=90 and the like"
         )
-    chosen = choose(possible, len(views), config.choice.max_pairs, generator)
+    chosen = choose_training_pairs(possible, len(views), config.choice.max_pairs, generator)
     used = np.unique(chosen.pairs)
     for image in np.setdiff1d(np.arange(len(views)), used):
         inside(aligned / IMAGES, table.names[image]).unlink(missing_ok=True)
     write_text(aligned / CAMERAS, format_cameras(_select_rows(table, used)), owned=True)
-    pairs = format_pairs(chosen.pairs, table.names)
+    pairs = posed_pairs_text(chosen.pairs, table.names)
     write_text(aligned / PAIRS, pairs, owned=True)
     write_text(aligned / STATISTICS, json.dumps(_pair_statistics(chosen, pairs)) + "\n", owned=True)
     return _summary_counts(scene, chosen, len(possible), len(used))

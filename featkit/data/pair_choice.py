@@ -150,7 +150,9 @@ def _measure_pair(
     )
 
 
-def choose(possible: PairStatistics, images: int, max_pairs: int, generator: np.random.Generator) -> PairStatistics:
+def choose_training_pairs(
+    possible: PairStatistics, images: int, max_pairs: int, generator: np.random.Generator
+) -> PairStatistics:
     """Choose training pairs from the candidates: at most `max_pairs` per image, spread over easy and hard pairs."""
     partners: list[Int[np.ndarray, " k"]] = []
     for image in range(images):

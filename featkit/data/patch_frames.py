@@ -99,7 +99,9 @@ class Frames:
         return Frames(members.keypoints, members.images, xy, scales, oris)
 
 
-def jittered(frames: Frames, jitter: FrameJitter, magnification: float, generator: np.random.Generator) -> Frames:
+def jittered_frames(
+    frames: Frames, jitter: FrameJitter, magnification: float, generator: np.random.Generator
+) -> Frames:
     """Frames with random shift, rotation and scale. magnification: side of a patch in sigmas."""
     moved, turned, enlarged = np.split(generator.uniform(-1, 1, (len(frames), 4)), (2, 3), axis=1)
     reach = jitter.position_px * (magnification / PATCH_PX) * frames.scales

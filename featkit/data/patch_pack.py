@@ -34,8 +34,8 @@ from featkit.data.phototour import (
     find_pairs,
     magnification_of,
     read_image_ids,
-    read_pairs,
     read_phototour,
+    read_phototour_pairs,
 )
 from featkit.io.artifact import writing
 from featkit.io.atomic import refuse_foreign
@@ -64,7 +64,7 @@ def read_patch_data(path: Path) -> PatchSet:
 def read_test_pairs(path: Path) -> TestPairs:
     """Test pairs of anything that `read_patch_data` reads. Raises BadInputError if there are none."""
     if path.is_dir():
-        return read_pairs(find_pairs(path), read_phototour(path))
+        return read_phototour_pairs(find_pairs(path), read_phototour(path))
     file, set_name = _split_set_name(path)
     parts, first = [], 0
     with _open_pack(file) as archive:
@@ -271,7 +271,7 @@ def _prepare_source(config: PackConfig, folder: Path, generator: np.random.Gener
             f"side {config.side}: {folder} has patches of {patch_set.patches.shape[1]} px, which cannot be enlarged"
         )
     try:
-        pairs = read_pairs(find_pairs(folder), patch_set)
+        pairs = read_phototour_pairs(find_pairs(folder), patch_set)
     except BadInputError:
         if list(folder.glob("m50_*")):
             raise

@@ -225,7 +225,7 @@ def read_integers(path: Path, columns: tuple[int, ...]) -> Int[np.ndarray, "n c"
     return np.array(rows, dtype=np.int64)
 
 
-def read_pairs(path: Path, patch_set: PatchSet | None = None) -> TestPairs:
+def read_phototour_pairs(path: Path, patch_set: PatchSet | None = None) -> TestPairs:
     """Read test pairs. Raises BadInputError; with `patch_set` also for pairs that do not agree with it."""
     rows = read_integers(path, (6, 7))
     index, points = rows[:, [0, 3]], rows[:, [1, 4]]
@@ -286,7 +286,7 @@ def write_scenes(folder: Path, images: Sequence[tuple[str, str]]) -> Path:
     return write_text(folder / SCENES, "".join(f"{scene}\t{image}\n" for scene, image in images))
 
 
-def write_pairs(folder: Path, pairs: TestPairs, classes: Int[np.ndarray, " n"]) -> Path:
+def write_phototour_pairs(folder: Path, pairs: TestPairs, classes: Int[np.ndarray, " n"]) -> Path:
     """Write m50_N_N_0.txt, named like UBC's: N pairs in total."""
     rows = zip(
         pairs.index0.tolist(), classes[pairs.index0].tolist(), pairs.index1.tolist(), classes[pairs.index1].tolist(),

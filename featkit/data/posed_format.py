@@ -95,7 +95,7 @@ def format_cameras(cameras: CameraTable) -> str:
     return "".join(lines)
 
 
-def format_pairs(pairs: Iterable[Sequence[int]], names: Sequence[str]) -> str:
+def posed_pairs_text(pairs: Iterable[Sequence[int]], names: Sequence[str]) -> str:
     """The text of pairs.txt. names: those of all images."""
     separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
     return "".join(f"{names[first]}{separator}{names[second]}\n" for first, second in pairs)

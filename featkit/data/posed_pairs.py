@@ -31,7 +31,7 @@ from pydantic import Field
 from featkit.core.config import Config, Count, Degrees, Factor, FactorOrZero, PositiveShare, Share, Side, digest
 from featkit.core.errors import BadInputError
 from featkit.data.posed_format import CameraTable, has_lines, parse_cameras, parse_pairs
-from featkit.data.scene_info import IndexedScene, OverlapLimits, is_index, read_indices
+from featkit.data.scene_info import IndexedScene, OverlapLimits, is_scene_info, read_indices
 from featkit.data.tree import FileTree, open_tree
 from featkit.geometry.epipolar import SAME_PLACE, fundamental_matrix
 from featkit.geometry.pixels import intrinsics_from_colmap
@@ -70,7 +70,7 @@ class PosedConfig(Config):
 
 
 @dataclass(frozen=True)
-class PosedScene:
+class SceneCameras:
     """The cameras of one scene. intrinsics: in featkit pixels. sizes: width, height; poses are world to camera.
 
     files: paths relative to the tree, or absolute.
@@ -93,7 +93,7 @@ class PosedPairs:
     """
 
     tree: FileTree
-    scenes: tuple[PosedScene, ...]
+    scenes: tuple[SceneCameras, ...]
     pairs: Int[np.ndarray, "n 3"]
     boxes: Float[np.ndarray, "n 2 4"]
     stretch_tolerance: float = PosedConfig().stretch_tolerance
@@ -159,7 +159,7 @@ def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 
     config = config or PosedConfig()
     tree, names = _open_root(root)
     generator = np.random.default_rng([seed, 0])
-    scenes: list[PosedScene] = []
+    scenes: list[SceneCameras] = []
     pairs, boxes, nothing = [], [], []
     for source in _read_sources(tree, names, config):
         if isinstance(source, str):
@@ -220,7 +220,7 @@ def _read_sources(tree: FileTree, names: Sequence[str], config: PosedConfig) -> 
             folder = name.removesuffix(CAMERAS)
             if wanted.has(_scene_name(tree, folder)):
                 yield _read_scene(tree, folder, files, config)
-    indices = [name for name in names if is_index(tree, name)]
+    indices = [name for name in names if is_scene_info(tree, name)]
     for indexed in read_indices(tree, indices, OverlapLimits(config.min_overlap, config.max_overlap), wanted.has):
         sound = indexed if isinstance(indexed, str) else _without_invalid_cameras(indexed, config)
         yield sound if isinstance(sound, str) else (sound, _full_boxes(sound.table.sizes, sound.pairs))
@@ -288,10 +288,10 @@ def _read_scene(tree: FileTree, folder: str, names: frozenset[str], config: Pose
     return scene, _read_boxes(tree, folder, table, pairs)
 
 
-def _posed_scene(indexed: IndexedScene, config: PosedConfig) -> PosedScene:
+def _posed_scene(indexed: IndexedScene, config: PosedConfig) -> SceneCameras:
     table = indexed.table
     intrinsics = intrinsics_from_colmap(table.intrinsics) if config.origin == "corner" else table.intrinsics
-    return PosedScene(
+    return SceneCameras(
         indexed.name, table.names, table.sizes, intrinsics, table.rotations, table.translations, indexed.files
     )
 
@@ -338,7 +338,7 @@ def camera_faults(table: CameraTable, config: PosedConfig) -> dict[int, str]:
 
 
 def _choose_pairs(
-    scene: PosedScene, pairs: Int[np.ndarray, "n 2"], config: PosedConfig, generator: np.random.Generator
+    scene: SceneCameras, pairs: Int[np.ndarray, "n 2"], config: PosedConfig, generator: np.random.Generator
 ) -> Int[np.ndarray, " k"]:
     """Which pairs are used."""
     kept = np.flatnonzero(_within_rotation(scene, pairs, config.max_rotation_deg))
@@ -351,7 +351,7 @@ def _choose_pairs(
 
 
 def _within_rotation(
-    scene: PosedScene, pairs: Int[np.ndarray, "n 2"], max_rotation_deg: float
+    scene: SceneCameras, pairs: Int[np.ndarray, "n 2"], max_rotation_deg: float
 ) -> Bool[np.ndarray, " n"]:
     """Pairs with a baseline whose relative rotation is at most `max_rotation_deg`."""
     first, second = pairs.T
@@ -364,7 +364,7 @@ def _within_rotation(
     return has_baseline & (cosine >= np.cos(np.radians(max_rotation_deg)))
 
 
-def _mutually_visible(scene: PosedScene, pairs: Int[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+def _mutually_visible(scene: SceneCameras, pairs: Int[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
     """Pairs where, in both directions, the epipolar line of some grid point crosses the other image."""
     if not len(pairs):
         return np.zeros(0, bool)

@@ -37,7 +37,7 @@ from featkit.data.views import (
     draw_jitter,
     draw_view,
     draw_zoom,
-    jittered,
+    jittered_colours,
     photometric,
     warp,
 )
@@ -157,7 +157,7 @@ def on_canvas(
     """A photograph warped, changed in light and colour, and black outside its content; and the mask of its content."""
     warped, valid = warp(pixels, canvas_from_image, canvas.size)
     changed = photometric(warped, light, generator)
-    changed = jittered(changed, draw_jitter(jitter, generator), valid)
+    changed = jittered_colours(changed, draw_jitter(jitter, generator), valid)
     return cv2.bitwise_and(changed, changed, mask=valid.astype(np.uint8)), valid
 
 
@@ -170,7 +170,7 @@ def on_canvas(
 CACHED_PX = 1.5  # larger photographs are cached reduced to this multiple of the canvas's longer side
 
 
-class HomographyConfig(Config):
+class WarpConfig(Config):
     """How two views of a photograph differ. The strengths are featkit's own choice."""
 
     canvas: CanvasConfig = CanvasConfig()
@@ -225,12 +225,12 @@ class HomographyPairs:
     def __init__(
         self,
         sources: Sequence[Path],
-        config: HomographyConfig | None = None,
+        config: WarpConfig | None = None,
         cache_mb: float = 1000.0,
         teacher: Teacher | None = None,
         taught: int = 256,
     ):
-        self._config, self._cache = config or HomographyConfig(), PixelCache(cache_mb)
+        self._config, self._cache = config or WarpConfig(), PixelCache(cache_mb)
         self._teacher, self._taught = teacher, taught
         self.files = [(*photograph, source) for source in sources for photograph in photographs(source)]
         if teacher is not None:

@@ -363,7 +363,7 @@ def choose_positives(
     return (reached[:, :-1] <= chance[:, None].double() * reached[:, -1:]).sum(dim=1)
 
 
-def pair_weights(distances: Float[Tensor, " n"], exponent: float, smallest: float) -> Float[Tensor, " n"] | None:
+def distance_weights(distances: Float[Tensor, " n"], exponent: float, smallest: float) -> Float[Tensor, " n"] | None:
     """1 / distance of the chosen positives (eq. 13, up to a factor); None for exponent 0, which is random sampling.
 
     smallest: lower limit of the distance, in the same unit.

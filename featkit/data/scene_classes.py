@@ -9,20 +9,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from featkit.data.keypoint_classes import (
+    Assignment,
     ClassesConfig,
-    DenseConfig,
+    DepthConfig,
     Detections,
     Keypoints3D,
     Members,
-    Origin,
     PixelGrid,
-    Predictions,
+    PredictedKeypoints,
     keypoints_of_tracks,
     members_in_image,
     predictions,
     turn,
 )
-from featkit.data.tracks import SceneTracks, Views
+from featkit.data.tracks import ImagePoints, SceneTracks
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def select_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> Scene
         "classes": int(kept.sum()),
         "classes_dense": int(classes.dense[kept].sum()),
         "patches": len(members.images),
-        **{f"patches_{origin.name.lower()}": int((members.origins == origin).sum()) for origin in Origin},
+        **{f"patches_{origin.name.lower()}": int((members.origins == origin).sum()) for origin in Assignment},
     }
     keypoints = classes.keypoints.select(np.flatnonzero(kept))
     return SceneClasses(members, keypoints, classes.dense[kept], classes.counts | counts)
@@ -114,7 +114,7 @@ def _members_of_image(
     image: int,
     detections: Detections,
     config: ClassesConfig,
-) -> tuple[Members, Predictions]:
+) -> tuple[Members, PredictedKeypoints]:
     """Members among the detections of an image, and its predicted keypoints."""
     searched = np.zeros(len(extended.points), bool)
     searched[extended.observed_points[extended.observed_images == image]] = True
@@ -128,12 +128,12 @@ def _members_of_image(
     share = np.where(extra[predicted.keypoints], config.extra_share, 1.0)
     share = np.where(dense[predicted.keypoints], config.dense_share, share)
     rows, which = members_in_image(predicted, share, detections, config)
-    origins = np.where(extra[rows], Origin.EXTRA, np.where(dense[rows], Origin.DENSE, Origin.MATCHED))
+    origins = np.where(extra[rows], Assignment.EXTRA, np.where(dense[rows], Assignment.DENSE, Assignment.MATCHED))
     return Members(rows, np.full(len(rows), image), which, origins), predicted
 
 
 def separate(
-    expected: Sequence[Predictions], priority: Int[np.ndarray, " k"], config: ClassesConfig
+    expected: Sequence[PredictedKeypoints], priority: Int[np.ndarray, " k"], config: ClassesConfig
 ) -> Bool[np.ndarray, " k"]:
     """Which keypoints to keep: of two that are ambiguous in some image, the one with the higher priority.
 
@@ -153,7 +153,7 @@ def separate(
     return kept
 
 
-def _ambiguous_pairs(predicted: Predictions, config: ClassesConfig) -> Int[np.ndarray, "e 2"]:
+def _ambiguous_pairs(predicted: PredictedKeypoints, config: ClassesConfig) -> Int[np.ndarray, "e 2"]:
     """Pairs of keypoints closer than `separation` tolerances in position, size and direction."""
     tolerances = config.separation
     reach = tolerances * config.position_px
@@ -187,7 +187,7 @@ class DensePoints:
     searched_images: Int[np.ndarray, " s"]
 
 
-def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: DenseConfig) -> DensePoints:
+def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: DepthConfig) -> DensePoints:
     """A point for every detection with a known depth; `keypoints.points` index the points returned."""
     observers = np.zeros((len(tracks.points), len(tracks.image_names)), bool)
     observers[tracks.observed_points, tracks.observed_images] = True
@@ -227,7 +227,7 @@ class LocalDepths:
 
 
 def depths_at(
-    image_size: Int[np.ndarray, "2"], views: Views, xy: Float[np.ndarray, "q 2"], config: DenseConfig
+    image_size: Int[np.ndarray, "2"], views: ImagePoints, xy: Float[np.ndarray, "q 2"], config: DepthConfig
 ) -> LocalDepths:
     """Interpolate the depth at positions `xy`, px, from nearby points. views: the points that the image observed."""
     radius = config.radius * float(max(image_size))
@@ -292,7 +292,7 @@ def _seen_from_similar_direction(
 
 
 def _at_observed_depth(
-    tracks: SceneTracks, image: int, views: Views, chosen: Int[np.ndarray, " n"], config: ClassesConfig
+    tracks: SceneTracks, image: int, views: ImagePoints, chosen: Int[np.ndarray, " n"], config: ClassesConfig
 ) -> Bool[np.ndarray, " n"]:
     """Whether the depth agrees with the median depth of the nearest points that the image observed."""
     around = np.unique(tracks.observed_points[tracks.observed_images == image])

@@ -66,7 +66,7 @@ class OverlapLimits:
         return (overlap > self.low) & (overlap <= self.high)
 
 
-def is_index(tree: FileTree, name: str) -> bool:
+def is_scene_info(tree: FileTree, name: str) -> bool:
     """Whether a file of the tree is one of these indices."""
     if name.endswith(".npz") and "/" not in name:  # the root may be scene_info itself
         return SCENE_INFO.search(f"{tree.root.name}/{name}") is not None

@@ -33,7 +33,7 @@ class Projector(Protocol):
 
 
 @dataclass(frozen=True)
-class Views:
+class ImagePoints:
     """Points as seen by one image.
 
     xy: pixels, NaN where it cannot see. depth: along the optical axis, world units.
@@ -66,17 +66,17 @@ class SceneTracks:
     observed_images: Int[np.ndarray, " o"]
     observed_xy: Float[np.ndarray, "o 2"]
 
-    def views(self, image: int, index: Int[np.ndarray, " n"]) -> Views:
+    def views(self, image: int, index: Int[np.ndarray, " n"]) -> ImagePoints:
         """The points at `index` as `image` sees them."""
         return self.views_of(image, self.points[index])
 
-    def views_of(self, image: int, points: Float[np.ndarray, "n 3"]) -> Views:
+    def views_of(self, image: int, points: Float[np.ndarray, "n 3"]) -> ImagePoints:
         """World points as `image` sees them."""
         rotation = self.rotations[image]
         local = points @ rotation.T + self.translations[image]
         in_camera = self._camera_jacobian(image, local)
         toward = -rotation.T @ self.translations[image] - points
-        return Views(
+        return ImagePoints(
             xy=self.projectors[image].project(local),
             depth=local[:, 2],
             jacobian=in_camera @ rotation,
@@ -103,7 +103,7 @@ class SceneTracks:
         local = self.projectors[image].rays(pixels) * depths[:, None]
         return (local - self.translations[image]) @ self.rotations[image]
 
-    def in_plane(self, image: int, views: Views, angles: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
+    def in_plane(self, image: int, views: ImagePoints, angles: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
         """World directions, parallel to the image plane, that point to `angles` (radians) in the image."""
         rotation = self.rotations[image]
         in_image = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -126,7 +126,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Photographs:
+class PhotographFolder:
     """Single photographs in a folder, and their licence."""
 
     name: str

@@ -197,7 +197,7 @@ def draw_jitter(config: JitterConfig, generator: np.random.Generator) -> Jitter:
     return Jitter(brightness, contrast, saturation, hue, order)
 
 
-def jittered(
+def jittered_colours(
     pixels: UInt8[np.ndarray, "h w 3"], jitter: Jitter, valid: Bool[np.ndarray, "h w"] | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image with changed colours. valid: pixels included in the mean grey value for contrast."""

@@ -313,7 +313,7 @@ class Face:
 
 
 @dataclass(frozen=True)
-class Block:
+class Box:
     """A box: centre of its base (x, y, z), length along its yaw, depth, height, in metres and degrees."""
 
     base: tuple[float, float, float]
@@ -346,20 +346,20 @@ KIOSK = (Decal("poster", (0.1, 0.25), (0.9, 1.3)),)
 BOARD = (Decal("poster", (0.08, 0.08), (0.74, 1.05)), Decal("poster", (0.98, 0.08), (0.74, 1.05)))
 
 BLOCKS = (
-    Block((2.2, 2.6, 0.0), (1.1, 1.1, 2.3), 35.0, "concrete", "concrete", KIOSK),
-    Block((4.4, 1.5, 0.0), (1.0, 1.0, 1.0), 12.0, "wood", "wood"),
-    Block((4.35, 1.55, 1.0), (0.7, 0.7, 0.7), 40.0, "wood", "wood"),
-    Block((5.5, 1.25, 0.0), (0.8, 0.8, 0.8), -8.0, "wood", "wood"),
-    Block((5.1, 2.7, 0.0), (0.6, 0.6, 0.6), 57.0, "green wood", "green wood"),
-    Block((0.1, 3.2, 0.0), (1.9, 0.55, 0.6), 98.0, "brick", "foliage"),
-    Block((-0.35, 5.6, 0.0), (1.9, 0.55, 0.6), 101.0, "brick", "foliage"),
-    Block((1.6, 5.2, 0.25), (1.8, 0.12, 1.25), 118.0, "green wood", "green wood", BOARD, True),
-    Block((3.4, 3.9, 0.0), (1.7, 0.45, 0.46), 28.0, "ashlar", "concrete"),
-    Block((1.25, 1.0, 0.0), (0.5, 0.5, 3.3), 50.0, "pillar", "pillar"),
-    Block((7.2, 0.95, 0.0), (0.5, 0.5, 3.3), 0.0, "pillar", "pillar"),
-    Block((-0.1, 7.6, 0.0), (0.5, 0.5, 3.3), 100.0, "pillar", "pillar"),
-    Block((3.9, 0.5, 2.62), (1.9, 1.0, 0.16), 0.0, "wood", "wood", (), True),
-    Block((-0.53, 6.1, 2.65), (1.9, 1.0, 0.16), 100.0, "green wood", "green wood", (), True),
+    Box((2.2, 2.6, 0.0), (1.1, 1.1, 2.3), 35.0, "concrete", "concrete", KIOSK),
+    Box((4.4, 1.5, 0.0), (1.0, 1.0, 1.0), 12.0, "wood", "wood"),
+    Box((4.35, 1.55, 1.0), (0.7, 0.7, 0.7), 40.0, "wood", "wood"),
+    Box((5.5, 1.25, 0.0), (0.8, 0.8, 0.8), -8.0, "wood", "wood"),
+    Box((5.1, 2.7, 0.0), (0.6, 0.6, 0.6), 57.0, "green wood", "green wood"),
+    Box((0.1, 3.2, 0.0), (1.9, 0.55, 0.6), 98.0, "brick", "foliage"),
+    Box((-0.35, 5.6, 0.0), (1.9, 0.55, 0.6), 101.0, "brick", "foliage"),
+    Box((1.6, 5.2, 0.25), (1.8, 0.12, 1.25), 118.0, "green wood", "green wood", BOARD, True),
+    Box((3.4, 3.9, 0.0), (1.7, 0.45, 0.46), 28.0, "ashlar", "concrete"),
+    Box((1.25, 1.0, 0.0), (0.5, 0.5, 3.3), 50.0, "pillar", "pillar"),
+    Box((7.2, 0.95, 0.0), (0.5, 0.5, 3.3), 0.0, "pillar", "pillar"),
+    Box((-0.1, 7.6, 0.0), (0.5, 0.5, 3.3), 100.0, "pillar", "pillar"),
+    Box((3.9, 0.5, 2.62), (1.9, 1.0, 0.16), 0.0, "wood", "wood", (), True),
+    Box((-0.53, 6.1, 2.65), (1.9, 1.0, 0.16), 100.0, "green wood", "green wood", (), True),
 )
 
 
@@ -387,7 +387,7 @@ def courtyard() -> list[Face]:
     return faces
 
 
-def block_faces(block: Block) -> list[Face]:
+def block_faces(block: Box) -> list[Face]:
     """Four sides, the top, and the underside if the block floats."""
     length, depth, height = block.size
     along, aside = direction(block.yaw_deg), direction(block.yaw_deg + 90.0)

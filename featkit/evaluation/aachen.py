@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from featkit.core.config import Config, Later, Seed, digest, load_pipeline, merge
+from featkit.core.config import Config, Later, Seed, digest, load_pipeline, merged_values
 from featkit.core.content import Cell, Headline, Link, Section, Table
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import Method
@@ -150,7 +150,7 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
         differences_by_side = self.differences(name) or Sides()
         database, query = (
             super(AachenBenchmark, self).method(
-                name, label, merge(overrides, changes or {}), **reading, skip_broken=skip_broken
+                name, label, merged_values(overrides, changes or {}), **reading, skip_broken=skip_broken
             )
             for overrides, skip_broken in (
                 (differences_by_side.database, self.skip_broken),

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 
 from featkit import __version__
-from featkit.core.config import Config, make, merge, named_config
+from featkit.core.config import Config, make, merged_values, named_config
 from featkit.core.content import Configuration, Headline, Report, Section, Table
 from featkit.core.errors import UsageError
 from featkit.core.log import timed
@@ -237,7 +237,7 @@ class Benchmark(Generic[Data, Measured]):
 
         Raises UsageError for an unknown setting or field.
         """
-        values = merge(cls.seeded(seed), changes)
+        values = merged_values(cls.seeded(seed), changes)
         if cls.setting:
             config = setting_of(cls.name, setting or cls.setting, values)
         else:
@@ -265,7 +265,9 @@ class Benchmark(Generic[Data, Measured]):
         """Apply options to the configuration. Raises UsageError for a value out of range."""
         chosen = {name: value for name, value in changes.items() if value not in (None, {})}
         if chosen:
-            self.config = make(type(self.config), merge(self.config.model_dump(), chosen), where=f"eval {self.name}")
+            self.config = make(
+                type(self.config), merged_values(self.config.model_dump(), chosen), where=f"eval {self.name}"
+            )
 
     def settings(self) -> dict[str, Any]:
         """The configurations of the benchmark and its matcher, by title."""
@@ -349,7 +351,7 @@ class SettingBenchmark(ImageBenchmark[Data]):
         return self.config.extractors.get(extractor)
 
 
-def evaluate(
+def run_benchmark(
     benchmark: Benchmark[Data, Measured], roots: Sequence[Path], features: str, work: Work, **reading: Any
 ) -> Result:
     """Run a benchmark on comma-separated feature names. reading: passed to `benchmark.methods`.

@@ -15,7 +15,7 @@ from featkit.evaluation.patches import BASELINES
 from featkit.evaluation.sequences import is_sequence
 from featkit.images.listing import SUFFIXES
 from featkit.io.atomic import read_lines
-from featkit.weights.manifest import list_weights
+from featkit.weights.manifest import manifest_rows
 
 LOGGER = logging.getLogger(__name__)
 DEPTH = 4  # levels of subfolders searched
@@ -95,7 +95,7 @@ def not_learned_from(folders: Iterable[Path], weights: Iterable[str]) -> list[Pa
     The training scenes of weights missing from the manifest are unknown and ignored.
     """
     used = set(weights)
-    learned = {scene for row in list_weights() if row.sha256 in used for scene in row.scenes}
+    learned = {scene for row in manifest_rows() if row.sha256 in used for scene in row.scenes}
     unseen = []
     for folder in folders:
         overlap = sorted(scene_names(folder) & learned)
@@ -114,7 +114,7 @@ def scene_names(folder: Path) -> set[str]:
 
 
 def patch_method(method: Method) -> str | None:
-    """Name of the patch descriptor for `describer`: a baseline or weights. None: not a patch descriptor."""
+    """Name of the patch descriptor for `patch_describer`: a baseline or weights. None: not a patch descriptor."""
     if method.name in BASELINES:
         return method.name
     extractor = method.config.extractor

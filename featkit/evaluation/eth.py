@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, Count, Degrees, Seed, digest, merge
+from featkit.core.config import Config, Count, Degrees, Seed, digest, merged_values
 from featkit.core.content import Cell, Curves, Headline, Item, Scene3D, Section, Table
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import timed
@@ -123,7 +123,9 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
     ) -> Method[Extractor]:
         """Features by name, under this setting. changes: further overrides."""
         overrides = self.differences(name) or {}
-        return super().method(name, label, merge(overrides, changes or {}), skip_broken=self.skip_broken, **reading)
+        return super().method(
+            name, label, merged_values(overrides, changes or {}), skip_broken=self.skip_broken, **reading
+        )
 
     def run(self, data: SceneSet, methods: Sequence[Method[Extractor]], work: Work) -> Result:
         config: EthConfig = self.config

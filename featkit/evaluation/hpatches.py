@@ -27,7 +27,7 @@ from featkit.evaluation.metrics import (
     error_auc,
     estimate_homography,
     mma_score,
-    reprojection_errors,
+    transfer_errors,
 )
 from featkit.evaluation.pictures import match_picture
 from featkit.evaluation.published import published, published_curves, published_tables
@@ -138,7 +138,7 @@ def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, 
     names = pair.pair
     keypoints0, keypoints1 = features.keypoints(names.name0), features.keypoints(names.name1)
     pair_matches = matches.read(names)
-    errors = reprojection_errors(keypoints0, keypoints1, pair_matches, pair.homography)
+    errors = transfer_errors(keypoints0, keypoints1, pair_matches, pair.homography)
     index = pair_matches.as_index_pairs()
     estimated_homography = estimate_homography(keypoints0[index[:, 0]], keypoints1[index[:, 1]], config.homography)
     return PairScore(
@@ -322,7 +322,7 @@ def _draw_pair(title: str, pair: SequencePair, data: SequenceSet, predictions: P
     with open_features(predictions.features) as store, open_matches(predictions.matches, store) as matches:
         keypoints = [store.keypoints(name) for name in (names.name0, names.name1)]
         pair_matches = matches.read(names)
-    errors = reprojection_errors(keypoints[0], keypoints[1], pair_matches, pair.homography)
+    errors = transfer_errors(keypoints[0], keypoints[1], pair_matches, pair.homography)
     index = pair_matches.as_index_pairs()
     points = [keypoints[side][index[:, side]] for side in (0, 1)]
     return match_picture(title, data.root, names, points, errors <= CORRECT_PX)

@@ -21,7 +21,14 @@ from featkit.core.config import Config, Count, Share
 from featkit.core.content import Cell, Table
 from featkit.core.log import progress
 from featkit.data.hpatches import KINDS, LEVELS, VIEWS, HPatches, read_hpatches, read_split
-from featkit.data.hpatches_tasks import DrawnTasksConfig, HPatchesTasks, Pairs, Points, find_or_draw, write_tasks
+from featkit.data.hpatches_tasks import (
+    DrawnTasksConfig,
+    HPatchesTasks,
+    PatchPairs,
+    ReferencePatches,
+    find_or_draw,
+    write_tasks,
+)
 from featkit.evaluation.benchmark import Ranked, Result, Work
 from featkit.evaluation.metrics import ap_of_counts, distance_matrix, indexed_distances
 from featkit.evaluation.patches import PatchDescriber, matching_ap
@@ -151,7 +158,7 @@ def score_verification(
     return scores
 
 
-def _pair_distances(table: DescriptorTable, pairs: Pairs, level: int) -> np.ndarray:
+def _pair_distances(table: DescriptorTable, pairs: PatchPairs, level: int) -> np.ndarray:
     s1, t1, i1, s2, t2, i2 = pairs.rows.T
     first = table.starts[s1, _kind_index(t1, level)] + i1
     second = table.starts[s2, _kind_index(t2, level)] + i2
@@ -177,7 +184,7 @@ def _matching_ap(table: DescriptorTable, sequence: int, kind: int) -> float:
 
 
 def score_retrieval(
-    table: DescriptorTable, queries: Points, distractors: Points, config: HPatchesConfig
+    table: DescriptorTable, queries: ReferencePatches, distractors: ReferencePatches, config: HPatchesConfig
 ) -> dict[str, dict[int, float]]:
     """Mean AP over queries, per level and pool size."""
     others = table.rows[table.starts[distractors.rows[:, 0], 0] + distractors.rows[:, 1]]

@@ -178,7 +178,7 @@ SCORE_AT_0, SCORE_SLOPE = 2.0, 0.1  # eq. 24: the weight of threshold t px is 2 
 THRESHOLDS_PX = tuple(float(t) for t in range(1, 11))
 
 
-def reprojection_errors(
+def transfer_errors(
     keypoints0: Float[np.ndarray, "n0 2"],
     keypoints1: Float[np.ndarray, "n1 2"],
     matches: Matches,
@@ -220,7 +220,7 @@ ROUNDING = 1e-9  # 0.95 n must not be rounded up to the next integer
 
 
 @dataclass(frozen=True)
-class Curve:
+class CumulativeCounts:
     """Matches and non-matches up to each distinct distance, ascending; the first row is (-inf, 0, 0)."""
 
     distance: Float[np.ndarray, " k"]
@@ -270,14 +270,14 @@ def fpr95(
     return float(np.mean(distances[~match] <= threshold))
 
 
-def curve(distances: Float[np.ndarray, " n"], match: Bool[np.ndarray, " n"]) -> Curve:
+def curve(distances: Float[np.ndarray, " n"], match: Bool[np.ndarray, " n"]) -> CumulativeCounts:
     """All thresholds at once, for ROC and precision-recall plots. Raises BadInputError as `fpr95` does."""
     distances, match = _check_pairs(distances, match)
     order = np.argsort(distances, kind="stable")
     distances, match = distances[order], match[order]
     last = np.flatnonzero(np.r_[distances[1:] != distances[:-1], True])
     true = np.cumsum(match)[last]
-    return Curve(
+    return CumulativeCounts(
         np.r_[-np.inf, distances[last]],
         np.r_[0.0, true],
         np.r_[0.0, last + 1 - true],

@@ -301,8 +301,8 @@ def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordCon
     second = align_rotations(first, second)
     back = np.linalg.inv(pair.homography)
     sizes = first.image_size, second.image_size
-    first = first.select(np.flatnonzero(inside(first.keypoints, pair.homography, sizes[1])))
-    second = second.select(np.flatnonzero(inside(second.keypoints, back, sizes[0])))
+    first = first.select(np.flatnonzero(maps_inside(first.keypoints, pair.homography, sizes[1])))
+    second = second.select(np.flatnonzero(maps_inside(second.keypoints, back, sizes[0])))
     ranking = rank_matches(first.descriptors, second.descriptors, config.matching)
     correspondences_by_rule = {"distance": by_distance(first, second, pair.homography, config)}
     if first.scales is not None and second.scales is not None:
@@ -371,7 +371,7 @@ def jacobians(homography: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "n
     return (homography[None, :2, :2] - mapped * homography[None, 2:, :2]) / depth
 
 
-def inside(
+def maps_inside(
     points: Float[np.ndarray, "n 2"], homography: Float[np.ndarray, "3 3"], image_size: tuple[int, int]
 ) -> Bool[np.ndarray, " n"]:
     """Which points the homography maps into an image of this (width, height)."""

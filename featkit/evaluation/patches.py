@@ -65,7 +65,7 @@ class PatchDescriber:
     info: dict[str, Any]
 
 
-def describer(
+def patch_describer(
     name: str, device: str = "auto", batch_size: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> PatchDescriber:
     """The method with this name: "sift", "rootsift", or the name or path of weights. Raises UsageError.

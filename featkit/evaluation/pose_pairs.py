@@ -100,7 +100,7 @@ def write_chosen_pairs(chosen: ScenePairs, config: PosePairsConfig, seed: int, f
 
 def _draw_pairs(scene: PosedScene, config: PosePairsConfig, generator: np.random.Generator) -> ScenePairs:
     if scene.model is not None:
-        candidates, edges, unit = by_overlap(read_tracks(scene.model), scene, config), config.overlap_edges, ""
+        candidates, edges, unit = pairs_by_overlap(read_tracks(scene.model), scene, config), config.overlap_edges, ""
         rule = f"overlap {edges[0]:g} to {edges[-1]:g}, {config.min_shared} shared points or more"
     else:
         candidates, edges, unit = by_view(scene), config.view_edges_deg, " deg"
@@ -136,7 +136,7 @@ def evenly(groups: Int[np.ndarray, " n"], count: int, generator: np.random.Gener
     return np.sort(np.array(rows, dtype=np.int64))
 
 
-def by_overlap(tracks: SceneTracks, scene: PosedScene, config: PosePairsConfig) -> _PairCandidates:
+def pairs_by_overlap(tracks: SceneTracks, scene: PosedScene, config: PosePairsConfig) -> _PairCandidates:
     """All pairs that share enough points under a large enough angle, with their overlaps."""
     images = [number for number, name in enumerate(tracks.image_names) if name in scene.poses]
     seen = [np.unique(tracks.observed_points[tracks.observed_images == number]) for number in images]

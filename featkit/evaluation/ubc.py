@@ -16,10 +16,10 @@ from featkit.core.content import Cell, Table
 from featkit.core.errors import BadInputError
 from featkit.data.hpatches import RomePatches, read_rome
 from featkit.data.patch_set import PatchSet
-from featkit.data.phototour import TestPairs, find_pairs, read_pairs, read_phototour
+from featkit.data.phototour import TestPairs, find_pairs, read_phototour, read_phototour_pairs
 from featkit.evaluation.benchmark import Benchmark, Data, Ranked, Result, Work
 from featkit.evaluation.metrics import ApRule, average_precision, distance_matrix, fpr95, indexed_distances
-from featkit.evaluation.patches import PatchDescriber, describe_used, describer
+from featkit.evaluation.patches import PatchDescriber, describe_used, patch_describer
 from featkit.evaluation.published import published_tables
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ class PatchMethod:
     train: str
     variant: str
     weight: str
-    """Argument of `describer`: name or path of the weights."""
+    """Argument of `patch_describer`: name or path of the weights."""
 
     @property
     def label(self) -> str:
@@ -92,7 +92,7 @@ class PatchBenchmark(Benchmark[Data, PatchMethod]):
 
     def describer(self, method: PatchMethod) -> PatchDescriber:
         """Load the method."""
-        return describer(method.weight, self.device)
+        return patch_describer(method.weight, self.device)
 
 
 def percent(share: float | None) -> float | None:
@@ -136,7 +136,7 @@ def read_ubc(folder: Path, pairs_file: str | None = None) -> UbcSet:
     """A folder in UBC's format with its test pairs, by default the largest (`find_pairs`). Raises BadInputError."""
     patch_set = read_phototour(folder)
     path = folder / pairs_file if pairs_file else find_pairs(folder)
-    return UbcSet(patch_set, read_pairs(path, patch_set), path)
+    return UbcSet(patch_set, read_phototour_pairs(path, patch_set), path)
 
 
 def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
@@ -208,7 +208,7 @@ class Ubc(PatchBenchmark[list[UbcSet]]):
         return [read_ubc(folder, self.pairs) for folder in roots]
 
     def run(self, data: list[UbcSet], methods: Sequence[PatchMethod], work: Work) -> Result:
-        scores = evaluate_ubc(data, methods, lambda weight: describer(weight, self.device))
+        scores = evaluate_ubc(data, methods, lambda weight: patch_describer(weight, self.device))
         table = ubc_table(scores)
         heads = [f"{train} -> {test}" if train else test for train, test in table.columns]
         rows: list[list[Cell]] = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from featkit.core.config import config_names, named_config, read_yaml
 from featkit.core.registry import EXTRACTORS, KINDS, MATCHERS, resolve
-from featkit.weights.catalogue import catalogue, fetch_command, place, published_network
+from featkit.weights.catalogue import catalogue, command_to_fetch, place, published_network
 from featkit.weights.manifest import listed
 
 MEASURED = Path(__file__).with_name("measured.yaml")
@@ -49,7 +49,7 @@ def list_matchers() -> list[FeatureInfo]:
             continue
         for network, row in catalogue().items():
             if row.matches:
-                weights = "here" if place(network) is not None else fetch_command(network)
+                weights = "here" if place(network) is not None else command_to_fetch(network)
                 summary = f"{row.summary} ({', '.join(row.matches)})"
                 rows.append(FeatureInfo(name, summary, row.data, row.licence, weights, row.paper))
     return rows
@@ -62,7 +62,7 @@ def _info(name: str) -> FeatureInfo:
     network = getattr(method.built, "network_name", None)
     if network is not None:
         row = published_network(network)
-        weights = "here" if place(network) is not None else fetch_command(network)
+        weights = "here" if place(network) is not None else command_to_fetch(network)
         return FeatureInfo(name, row.summary, row.data, row.licence, weights, row.paper)
     own = str(getattr(method.own, "weights", ""))
     if not own:

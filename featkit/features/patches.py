@@ -29,7 +29,7 @@ from featkit.features.sift import Sift, SiftConfig
 from featkit.images.patches import KeypointPatches, PatchPyramid
 from featkit.models.patch import FrnTlu, HyNet, L2Net, PatchNetwork, standardise
 from featkit.weights.files import load_patch_network
-from featkit.weights.manifest import find, sha256_of
+from featkit.weights.manifest import find_weights, sha256_of
 
 
 class PatchesConfig(Config):
@@ -80,7 +80,7 @@ class Patches:
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file. Raises UsageError for missing weights."""
 
-        return sha256_of(find(self.config.weights))
+        return sha256_of(find_weights(self.config.weights))
 
     @property
     def two_steps(self) -> bool:
@@ -256,7 +256,7 @@ def _mean_square(maps: Float[Tensor, "b p c"]) -> Float[Tensor, "b 1 c"]:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class FoldedConvolution:
     """A 3x3 convolution with bias, then FRN and TLU, or ReLU (`activation` None)."""
 
     weight: Float[Tensor, "o i 3 3"]
@@ -318,7 +318,7 @@ class FrozenNetwork:
             return raw
         return raw / torch.sqrt(raw.square().sum(1, keepdim=True) + self.config.norm_eps)
 
-    def _l2net(self, trunk: L2Net) -> tuple[list[Convolution], tuple[Tensor, Tensor]]:
+    def _l2net(self, trunk: L2Net) -> tuple[list[FoldedConvolution], tuple[Tensor, Tensor]]:
         convolutions = [layer for layer in trunk.features if isinstance(layer, nn.Conv2d)]
         norms = [layer for layer in trunk.features if isinstance(layer, nn.BatchNorm2d)]
         *parts, last = [
@@ -327,7 +327,7 @@ class FrozenNetwork:
         ]
         return [self._convolution(*part, None) for part in parts], last[:2]
 
-    def _hynet(self, trunk: HyNet) -> tuple[list[Convolution], tuple[Tensor, Tensor]]:
+    def _hynet(self, trunk: HyNet) -> tuple[list[FoldedConvolution], tuple[Tensor, Tensor]]:
         parts = []
         for convolution, activation in zip(trunk.convolutions, trunk.activations, strict=True):
             assert isinstance(convolution, nn.Conv2d)
@@ -337,9 +337,11 @@ class FrozenNetwork:
             parts.append(self._convolution(convolution.weight, convolution.bias, convolution.stride[0], response_norm))
         return parts, fold_batch_norm(trunk.last, trunk.norm)
 
-    def _convolution(self, weight: Tensor, bias: Tensor, stride: int, activation: ResponseNorm | None) -> Convolution:
+    def _convolution(
+        self, weight: Tensor, bias: Tensor, stride: int, activation: ResponseNorm | None
+    ) -> FoldedConvolution:
         copied = weight.to(self.device, self.dtype, copy=True, memory_format=torch.channels_last)
-        return Convolution(copied, bias.to(self.device, self.dtype, copy=True), stride, activation)
+        return FoldedConvolution(copied, bias.to(self.device, self.dtype, copy=True), stride, activation)
 
     def _response_norm(self, layer: FrnTlu) -> ResponseNorm:
         scale, bias, tau = (p.to(self.device, torch.float32, copy=True) for p in (layer.scale, layer.bias, layer.tau))

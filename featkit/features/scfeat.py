@@ -31,7 +31,7 @@ from featkit.geometry.batched import sample_map
 from featkit.geometry.pixels import apply_affine, resize_affine
 from featkit.models.scfeat import SCALE
 from featkit.weights.files import load_scfeat_network
-from featkit.weights.manifest import find, sha256_of
+from featkit.weights.manifest import find_weights, sha256_of
 
 LOGGER = logging.getLogger(__name__)
 MIN_SIDE_PX = 64
@@ -109,7 +109,7 @@ class Scfeat:
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file. Raises UsageError for missing weights."""
 
-        return sha256_of(find(self.config.weights))
+        return sha256_of(find_weights(self.config.weights))
 
     def extract(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Features:
         """Features of one RGB image; see `Extractor.extract`.

@@ -83,7 +83,7 @@ class FramesConfig(Config):
 
 
 @dataclass(frozen=True)
-class Frames:
+class VideoFrames:
     """Frames of a video. out: their folder; read: frames that were decoded; duration_s: time of the last one."""
 
     out: Path
@@ -93,7 +93,7 @@ class Frames:
     is_cut_off: bool
 
 
-def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = False) -> Frames:
+def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = False) -> VideoFrames:
     """Write sharp frames of a video, and their list, into a folder; other files in it stay.
 
     Done work is skipped when frames.json says that the same configuration and video made it and all its frames are
@@ -110,7 +110,7 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
         return done
     with scratch(part_of(output)) as new:
         found = survey(video, config)
-        chosen = choose(found, config)
+        chosen = choose_frames(found, config)
         if not chosen:
             raise EmptyResultError(f"{video}: nothing in it has enough texture to follow; --fps takes frames by time")
         _log_choice(video, found, chosen, config)
@@ -121,10 +121,10 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
             new, output, overwrite=True, stamp=stamp, only=True, kind="frames", fingerprint=config.fingerprint(),
             inputs=inputs, config=config.result_fields(), is_cut_off=found.is_cut_off, **counts,
         )  # fmt: skip
-    return Frames(output, len(chosen), len(found.times), float(found.times[-1]), found.is_cut_off)
+    return VideoFrames(output, len(chosen), len(found.times), float(found.times[-1]), found.is_cut_off)
 
 
-def _read_finished(output: Path, config: FramesConfig, inputs: str) -> Frames | None:
+def _read_finished(output: Path, config: FramesConfig, inputs: str) -> VideoFrames | None:
     """What is there already, whole. Raises BadInputError for frames of another video or configuration."""
     stamp = read_stamp(output / STAMP)
     if stamp is None:
@@ -137,7 +137,7 @@ def _read_finished(output: Path, config: FramesConfig, inputs: str) -> Frames | 
     if not files or not all((output / name).is_file() for name in files):
         return None  # a run was killed here
     try:
-        return Frames(output, *COUNTS.validate_python([stamp.get(name) for name in COUNTED]))
+        return VideoFrames(output, *COUNTS.validate_python([stamp.get(name) for name in COUNTED]))
     except ValidationError:
         return None  # changed by hand
 
@@ -290,11 +290,11 @@ def _increasing_times(times: Float[np.ndarray, " n"], fps: float, video: Path) -
 # Frames chosen by what is known of them.
 
 
-def choose(found: Survey, config: FramesConfig) -> list[int]:
+def choose_frames(found: Survey, config: FramesConfig) -> list[int]:
     """Numbers of the frames to keep, in order."""
     if config.fps is not None:
         return _limit_count(config.max_frames, lambda share: by_time(found, config, share * float(config.fps or 0)))
-    return _limit_count(config.max_frames, lambda share: by_overlap(found, config, share * config.overlap))
+    return _limit_count(config.max_frames, lambda share: frames_by_overlap(found, config, share * config.overlap))
 
 
 def _limit_count(number: int | None, chosen_at: Callable[[float], list[int]]) -> list[int]:
@@ -327,7 +327,7 @@ def by_time(found: Survey, config: FramesConfig, fps: float) -> list[int]:
     ]
 
 
-def by_overlap(found: Survey, config: FramesConfig, target: float) -> list[int]:
+def frames_by_overlap(found: Survey, config: FramesConfig, target: float) -> list[int]:
     """Frames that overlap the one before by about the target: the sharpest of those within `search` of the step."""
     in_shots = np.flatnonzero(found.shots >= 0)
     chosen = []

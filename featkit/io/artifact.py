@@ -146,7 +146,7 @@ def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
     if is_there and _has_content(json_path, content.encode()):
         return path
     refuse_foreign(json_path)
-    atomic.refuse_other_kind(path, atomic.kind_of(data[: atomic.HEAD]))
+    atomic.refuse_other_kind(path, atomic.file_kind(data[: atomic.HEAD]))
     if not is_there:
         remove(path)
     write_text(json_path, content)

@@ -189,16 +189,16 @@ def is_foreign(path: Path) -> bool:
 def refuse_other_kind(path: Path, *kinds: str, part: Path | None = None) -> None:
     """Raise BadInputError for a file of featkit's that is of another kind than the one that would replace it.
 
-    kinds: of that file, as `kind_of` names them. part: the file itself, in place of its kind.
+    kinds: of that file, as `file_kind` names them. part: the file itself, in place of its kind.
     """
     if not path.is_file() or path.is_symlink():
         return
-    found, expected = kind_of(_read_head(path)), kinds if part is None else (kind_of(_read_head(part)),)
+    found, expected = file_kind(_read_head(path)), kinds if part is None else (file_kind(_read_head(part)),)
     if found not in expected and "" not in (found, *expected):
         raise BadInputError(f"{path}: is {found}, so it is not replaced by {expected[0]}; choose another --out")
 
 
-def kind_of(head: bytes) -> str:
+def file_kind(head: bytes) -> str:
     """What a file is, by its first bytes; "" for an empty one."""
     for begins, kind in KINDS.items():
         if head.startswith(begins):

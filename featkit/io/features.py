@@ -23,7 +23,7 @@ from featkit.core.errors import BadInputError, open_input
 from featkit.core.types import Features
 from featkit.io import h5, shards
 from featkit.io.h5 import attribute
-from featkit.io.h5_items import array_of, dataset_of, find, has, refuse_too_large
+from featkit.io.h5_items import array_of, dataset_of, find_item, has, refuse_too_large
 from featkit.io.journal import DAMAGE, explains_damage
 
 LARGEST_PX = 1e5
@@ -188,7 +188,7 @@ class FeatureStore:
 
     def _group(self, name: str) -> h5py.Group:
         shards.refuse_missing(self._file, name)
-        if not isinstance(group := find(self._file, name), h5py.Group):
+        if not isinstance(group := find_item(self._file, name), h5py.Group):
             raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
         if "format" in self._file.attrs and not h5.is_whole(group):
             raise BadInputError(f"{self.path}: the features of {name!r} are cut short; run the extraction again")
@@ -262,7 +262,7 @@ def points_digest(store: FeatureStore) -> str:
 def open_features(path: Path) -> Iterator[FeatureStore]:
     """Open features.h5 for reading. Raises BadInputError."""
     with h5.reading(path) as file:
-        if (kind := h5.kind_of(file, "features")) != "features":
+        if (kind := h5.store_kind(file, "features")) != "features":
             raise BadInputError(f"{path}: holds {kind}, not features")
         yield FeatureStore(path, file)
 
@@ -296,7 +296,7 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
     with ExitStack() as stack:
         opened = [stack.enter_context(h5.reading(path)) for path in files]
         for name in names:
-            group = next((find(file, name) for file in opened if _has_descriptor(file, name)), None)
+            group = next((find_item(file, name) for file in opened if _has_descriptor(file, name)), None)
             if group is None:
                 missing.append(name)
             else:
@@ -318,7 +318,7 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
 
 def _has_descriptor(file: h5py.File, name: str) -> bool:
     try:
-        return isinstance(group := find(file, name), h5py.Group) and has(group, DATASET)
+        return isinstance(group := find_item(file, name), h5py.Group) and has(group, DATASET)
     except DAMAGE:
         return False
 

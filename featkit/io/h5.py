@@ -27,7 +27,7 @@ from featkit.io import journal
 from featkit.io.artifact import discard, locked, new_part, part_of, remove
 from featkit.io.artifact import explained as writes_explained
 from featkit.io.atomic import is_foreign, refuse_folder, refuse_foreign, refused_by_disk, require_space
-from featkit.io.h5_items import ESCAPED, LINKED, check_item, find, walk
+from featkit.io.h5_items import ESCAPED, LINKED, check_item, find_item, walk
 from featkit.io.journal import DAMAGE, JournalledStore, explained, in_place, is_in_use, journalled, raising_refusal
 
 LOGGER = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def _recover(path: Path) -> None:
         ) from None
 
 
-def kind_of(file: h5py.File, default: str) -> str:
+def store_kind(file: h5py.File, default: str) -> str:
     """The kind of a store by its attribute; `default` if it has none. Raises BadInputError."""
     with explained(Path(file.filename)):
         return str(attribute(file, "kind", default))
@@ -168,7 +168,7 @@ def _copy_complete_items(old: h5py.Group, new: h5py.File, seen: set[int]) -> int
     with contextlib.suppress(*DAMAGE):
         for key in old:
             with contextlib.suppress(*DAMAGE, BadInputError):
-                if not isinstance(item := find(old, key), h5py.Group):
+                if not isinstance(item := find_item(old, key), h5py.Group):
                     continue
                 if is_whole(item):
                     check_item(item)
@@ -260,7 +260,7 @@ def _write_group(
 def is_complete(file: h5py.File, key: str) -> bool:
     """Whether an item was written completely."""
     try:
-        return is_whole(find(file, key))
+        return is_whole(find_item(file, key))
     except DAMAGE:
         return False
 

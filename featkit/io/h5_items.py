@@ -32,7 +32,7 @@ MAX_ARRAY_BYTES = 1 << 30
 KINDS = {"b": "truth values", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}
 
 
-def find(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+def find_item(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     """The group or dataset of that (nested) name; None if there is none.
 
     Only hard links are followed, and the links of an index to its shards. Raises BadInputError for any other link, and
@@ -125,7 +125,7 @@ def array_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None 
 
 def dataset_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None = None) -> h5py.Dataset:
     """A dataset that is safe to read; arguments and errors as for `array_of`."""
-    dataset = find(group, name)
+    dataset = find_item(group, name)
     where = _describe_place(group, name)
     if not isinstance(dataset, h5py.Dataset):
         raise BadInputError(f"{where} is missing, or not an array; make the file again")
@@ -164,7 +164,7 @@ def refuse_unreal(dataset: h5py.Dataset, where: str) -> None:
 
 def item_of(file: h5py.Group, name: str) -> h5py.Group:
     """An item that is safe to copy. Raises BadInputError if there is none, and as `check_item` does."""
-    if not isinstance(item := find(file, name), h5py.Group):
+    if not isinstance(item := find_item(file, name), h5py.Group):
         raise BadInputError(f"{file.file.filename}: no item named {name!r}")
     check_item(item)
     return item
@@ -174,7 +174,7 @@ def check_item(item: h5py.Group) -> None:
     """Check that an item is safe to copy, with all of its content in the file. Raises BadInputError."""
     for key in item.id:
         name = key.decode("utf-8", ESCAPED)
-        if isinstance(found := find(item, name), h5py.Dataset):
+        if isinstance(found := find_item(item, name), h5py.Dataset):
             refuse_unreal(found, _describe_place(item, name))
 
 

@@ -36,7 +36,7 @@ class Checked:
     shards: int
 
 
-def check(path: Path) -> Checked:
+def check_store(path: Path) -> Checked:
     """Read every item of a store, also in its shards; features are compared with their digests.
 
     Raises BadInputError if the file cannot be opened at all or holds neither features nor matches.
@@ -59,7 +59,7 @@ def check(path: Path) -> Checked:
 
 
 def _store_kind(file: h5py.File, path: Path) -> str:
-    kind = h5.kind_of(file, "features")
+    kind = h5.store_kind(file, "features")
     if kind not in links.ITEM_OF:
         raise BadInputError(f"{path}: holds {kind}; expected features or matches")
     return kind
@@ -101,7 +101,7 @@ def repair(path: Path, checked: Checked) -> None:
                 new[name] = old.get(name, getlink=True)
 
 
-def merge(
+def merge_stores(
     stores: Sequence[Path],
     output: Path,
     *,
@@ -122,7 +122,7 @@ def merge(
     refuse_foreign(output)
     if output.exists():
         with h5.reading(stores[0]) as file:
-            h5.check_replaceable(output, h5.kind_of(file, "features"))
+            h5.check_replaceable(output, h5.store_kind(file, "features"))
     remove(output)
     with explained(output):
         journal.forget(output)

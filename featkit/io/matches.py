@@ -26,7 +26,7 @@ from featkit.io import h5, shards
 from featkit.io.atomic import read_lines
 from featkit.io.features import FeatureStore
 from featkit.io.h5 import attribute
-from featkit.io.h5_items import MAX_ROWS, array_of, find, has, refuse_too_large
+from featkit.io.h5_items import MAX_ROWS, array_of, find_item, has, refuse_too_large
 from featkit.io.journal import DAMAGE, explains_damage
 
 
@@ -60,7 +60,7 @@ class MatchStore:
     def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
         """Whether there are complete matches of a pair, in this order, made from features with these digests."""
         try:
-            group = find(self._file, pair_key(pair))
+            group = find_item(self._file, pair_key(pair))
             if not h5.is_whole(group):
                 return False
             stored = [attribute(group, name) for name in ("name0", "name1", "features0", "features1")]
@@ -83,7 +83,7 @@ class MatchStore:
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
             key = pair_key(stored)
             shards.refuse_missing(self._file, key)
-            if find(self._file, key) is not None and self._has_names(key, stored):
+            if find_item(self._file, key) is not None and self._has_names(key, stored):
                 self._refuse_other_features(key, pair, swapped)
                 matches = self._read(key)
                 self._refuse_wrong_indices(matches, pair, swapped)
@@ -146,7 +146,7 @@ class MatchStore:
         return Matches(matches0, scores0)
 
     def _group(self, key: str) -> h5py.Group:
-        if not isinstance(group := find(self._file, key), h5py.Group):
+        if not isinstance(group := find_item(self._file, key), h5py.Group):
             raise BadInputError(f"{self.path}: no matches of {key!r}")
         return group
 
@@ -155,7 +155,7 @@ class MatchStore:
         for pair in pairs:
             for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
                 key = pair_key(stored)
-                if find(self._file, key) is not None and self._has_names(key, stored):
+                if find_item(self._file, key) is not None and self._has_names(key, stored):
                     self._refuse_other_features(key, pair, swapped)
 
     def _refuse_other_features(self, key: str, pair: Pair, swapped: bool) -> None:
@@ -320,7 +320,7 @@ def open_matches(
         yield TextMatches(path, both_stores)
         return
     with h5.reading(path) as file:
-        if (kind := h5.kind_of(file, "matches")) != "matches":
+        if (kind := h5.store_kind(file, "matches")) != "matches":
             raise BadInputError(f"{path}: holds {kind}, not matches")
         yield MatchStore(path, file, both_stores)
 

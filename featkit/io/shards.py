@@ -19,7 +19,7 @@ from featkit.io import h5
 from featkit.io.artifact import writing
 from featkit.io.atomic import refuse_foreign
 from featkit.io.h5 import attribute, copy_attributes
-from featkit.io.h5_items import check_item, find, has
+from featkit.io.h5_items import check_item, find_item, has
 
 ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
 ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> a dataset that each of its items has
@@ -48,7 +48,7 @@ def shard_of(file: h5py.File, name: str) -> Path | None:
     if not is_index(file):
         return None
     above, _, last = name.rpartition("/")
-    group = find(file, above)
+    group = find_item(file, above)
     if not isinstance(group, h5py.Group) or not has(group, last):
         return None
     link = group.get(last, getlink=True)
@@ -108,7 +108,7 @@ def store_of_each_item(opened: dict[Path, h5py.File], same: Collection[str] = ()
     """
     owners: dict[str, Path] = {}
     for path, file in opened.items():
-        for name in whole_items(file, h5.kind_of(file, "features")):
+        for name in whole_items(file, h5.store_kind(file, "features")):
             if name in owners and name in same:
                 continue
             if name in owners:
@@ -134,7 +134,7 @@ def _copy_items(old: h5py.Group, new: h5py.Group) -> None:
         link = old.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
             new[name] = link
-        elif not isinstance(item := find(old, name), h5py.Group):
+        elif not isinstance(item := find_item(old, name), h5py.Group):
             continue
         elif h5.COMPLETE in item.attrs:
             check_item(item)

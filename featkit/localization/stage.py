@@ -221,7 +221,7 @@ def write_results(results: Sequence[QueryResult], config: Config, model: Path, o
         "images": os.path.relpath(images.resolve(), output.resolve()),
         "queries": len(results),
         "localized": len(localized),
-        "results": [describe(result) for result in results],
+        "results": [query_summary(result) for result in results],
     }
     write_described(output / "poses.txt", format_poses(localized), described)
     LOGGER.info("localize: %d of %d queries", len(localized), len(results))
@@ -311,7 +311,7 @@ NUMBERS = (
 """Fields of `describe` besides a query's name, state, pose and camera."""
 
 
-def describe(result: QueryResult) -> dict[str, Any]:
+def query_summary(result: QueryResult) -> dict[str, Any]:
     """One query as json values; lengths in map units, angles in degrees."""
     plain: dict[str, Any] = {
         "name": result.name,

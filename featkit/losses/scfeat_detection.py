@@ -186,7 +186,7 @@ class DetectionLossConfig(Config):
     """Whether the sums are divided by |Q_0| + |Q_1| (paper) or not (authors' code)."""
 
 
-class Matches(NamedTuple):
+class MatchedKeypoints(NamedTuple):
     """Matches between the keypoints of both images, without gradients.
 
     drawn: pairs of two keypoints, without padding. good: P_m. mutual: mutual nearest neighbours. probability: p_ij; 0
@@ -247,17 +247,19 @@ def policy_loss(
 
 def match_keypoints(
     sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, config: DetectionLossConfig
-) -> Matches:
+) -> MatchedKeypoints:
     """Matches of the sampled keypoints, by descriptors and by poses."""
     drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
     good = match_matrix(sample0.points, sample1.points, views.geometry01, config.epsilon_px) & drawn
     first = descriptors_at(views.map0, sample0.points, views.image_size)
     second = descriptors_at(views.map1, sample1.points, views.image_size)
     cosine = (first @ second.mT).masked_fill_(~drawn, NOT_DRAWN)
-    return Matches(drawn, good, _mutual(cosine, drawn), match_probability(cosine, drawn, config.temperature))
+    return MatchedKeypoints(drawn, good, _mutual(cosine, drawn), match_probability(cosine, drawn, config.temperature))
 
 
-def candidate_pairs(matches: Matches, config: FundamentalErrorConfig) -> Bool[Tensor, "b n m"] | Float[Tensor, "b n m"]:
+def candidate_pairs(
+    matches: MatchedKeypoints, config: FundamentalErrorConfig
+) -> Bool[Tensor, "b n m"] | Float[Tensor, "b n m"]:
     """The pairs from which L_fme samples its sets of eight."""
     if config.pairs == "mutual":
         return matches.mutual
@@ -267,7 +269,7 @@ def candidate_pairs(matches: Matches, config: FundamentalErrorConfig) -> Bool[Te
 def _statistics(
     sample0: KeypointSample,
     sample1: KeypointSample,
-    matches: Matches,
+    matches: MatchedKeypoints,
     gain: Float[Tensor, "b n m"],
     error: FundamentalError,
     total: Total,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from featkit.core.config import Config, Count
 from featkit.core.errors import BadInputError, EmptySceneError, UsageError
 from featkit.core.types import Pair
-from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, skip_empty_scenes
+from featkit.data.tracks import NO_LICENCE, PhotographFolder, Scene, SceneTracks, skip_empty_scenes
 from featkit.geometry.pixels import from_colmap, to_colmap
 from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, point_ids, read_model
@@ -162,12 +162,12 @@ def mapped_scenes(
     return found
 
 
-def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[Photographs]:
+def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[PhotographFolder]:
     """Folders of single photographs; for a scene, those in its images/. Raises the same errors as `mapped_scenes`."""
     names = _unique_scene_names(folders)
     images = [image_folder(folder) for folder in folders]
     return [
-        Photographs(name, where, tuple(list_images(where)), licence or _read_licence(folder))
+        PhotographFolder(name, where, tuple(list_images(where)), licence or _read_licence(folder))
         for name, where, folder in zip(names, images, folders, strict=True)
     ]
 

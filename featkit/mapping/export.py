@@ -28,8 +28,8 @@ from featkit.mapping.photographs import (
     PictureConfig,
     Pictures,
     Undistorted,
+    check_photographs,
     check_projections,
-    check_sizes,
     find_photographs,
     undistort,
     write_mask,
@@ -71,7 +71,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What to export: a model, its folder, and the files of its photographs and masks by name."""
 
     model: pycolmap.Reconstruction
@@ -95,7 +95,7 @@ class WriterResult:
     empty_folders: list[str] = field(default_factory=list)
 
 
-def export(
+def export_model(
     form: str,
     folder: Path,
     output: Path,
@@ -123,9 +123,9 @@ def export(
     if not names:
         raise EmptyResultError(f"{folder}: no image of this model has a pose")
     files = find_photographs(folder, names, images) if form in WITH_PHOTOGRAPHS else {}
-    check_sizes(model, files)
+    check_photographs(model, files)
     hidden_by = {} if masks is None else find_masks(masks, files[names[0]].parent, names)
-    source = Source(model, folder, config, files, hidden_by)
+    source = ExportSource(model, folder, config, files, hidden_by)
     if form == "ply":
         return _write_ply(source, output, overwrite)
     if output.exists() and not output.is_dir():
@@ -155,7 +155,7 @@ def _refuse_existing(folder: Path, names: Sequence[str]) -> None:
         raise BadInputError(f"{folder / existing}: {EXISTS}")
 
 
-def _write_ply(source: Source, output: Path, overwrite: bool) -> Exported:
+def _write_ply(source: ExportSource, output: Path, overwrite: bool) -> Exported:
     refuse_foreign(output)
     points, colours = coloured_points(source.model)
     if len(points) == 0:
@@ -172,7 +172,7 @@ def coloured_points(model: pycolmap.Reconstruction) -> tuple[Float[np.ndarray, "
     return xyz, np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
 
 
-def _write_nerfstudio(source: Source, part: Path, output: Path) -> WriterResult:
+def _write_nerfstudio(source: ExportSource, part: Path, output: Path) -> WriterResult:
     """transforms.json and the points in its world frame, with undistorted photographs or paths of the originals."""
     points, colours = coloured_points(source.model)
     if source.config.undistort:
@@ -205,7 +205,7 @@ def _posed_image_names(model: pycolmap.Reconstruction) -> list[str]:
 
 
 def _write_undistorted(
-    source: Source, part: Path, *, flat: bool = False, with_alpha: bool = False
+    source: ExportSource, part: Path, *, flat: bool = False, with_alpha: bool = False
 ) -> tuple[Undistorted, WriterResult]:
     """Write undistorted photographs to images/ (and masks/); returns the notes and the undistorted map."""
     made = undistort(source.model, source.config.pictures, flat=flat)
@@ -224,14 +224,14 @@ def _write_undistorted(
     return made, result
 
 
-def _write_and_check_model(source: Source, made: pycolmap.Reconstruction, folder: Path) -> float:
+def _write_and_check_model(source: ExportSource, made: pycolmap.Reconstruction, folder: Path) -> float:
     """Write a model of pinhole cameras, read it back, and return its median reprojection error, px."""
     folder.mkdir(parents=True)
     write_checked(made, folder)
     return check_projections(source.model, read_model(folder))
 
 
-def _write_gaussian_splatting(source: Source, part: Path, output: Path) -> WriterResult:
+def _write_gaussian_splatting(source: ExportSource, part: Path, output: Path) -> WriterResult:
     """images/ and sparse/0, as read by 3DGS, gsplat and OpenMVS. Names are flat, because 3DGS drops folders."""
     if source.model.num_points3D() == 0:
         raise EmptyResultError(f"{source.folder}: this model has no points, which Gaussian splatting starts from")
@@ -240,7 +240,7 @@ def _write_gaussian_splatting(source: Source, part: Path, output: Path) -> Write
     return result
 
 
-def _write_dense(source: Source, part: Path, output: Path) -> WriterResult:
+def _write_dense(source: ExportSource, part: Path, output: Path) -> WriterResult:
     """COLMAP's dense workspace: images/, sparse/, and stereo/ with the lists of source images and of fused images."""
     if source.model.num_points3D() == 0:
         raise EmptyResultError(f"{source.folder}: this model has no points, by which stereo pairs images")
@@ -258,7 +258,7 @@ def _write_dense(source: Source, part: Path, output: Path) -> WriterResult:
     return result
 
 
-def _write_text_model(source: Source, part: Path, output: Path) -> WriterResult:
+def _write_text_model(source: ExportSource, part: Path, output: Path) -> WriterResult:
     """COLMAP's text model."""
     if any((output / f"{name}.bin").exists() for name in MODEL_FILES):
         raise BadInputError(f"{output}: contains a binary model, which COLMAP would read instead; choose another --out")
@@ -266,7 +266,7 @@ def _write_text_model(source: Source, part: Path, output: Path) -> WriterResult:
     return WriterResult()
 
 
-def _write_hloc(source: Source, part: Path, output: Path) -> WriterResult:
+def _write_hloc(source: ExportSource, part: Path, output: Path) -> WriterResult:
     """The model, plus pairs by covisibility, the cameras as a query list, and the poses as results."""
     images = source.registered
     spaced = next((image.name for image in images if len(image.name.split()) != 1), None)
@@ -297,7 +297,7 @@ def model_tracks(model: pycolmap.Reconstruction) -> Tracks:
     return Tracks(tuple(name for name, _ in images), starts, np.array([i for s in seen for i in s], dtype=np.int32))
 
 
-Writer = Callable[[Source, Path, Path], WriterResult]
+Writer = Callable[[ExportSource, Path, Path], WriterResult]
 FOLDERS: dict[str, Writer] = {
     "gaussian-splatting": _write_gaussian_splatting,
     "nerfstudio": _write_nerfstudio,

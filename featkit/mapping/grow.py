@@ -17,7 +17,7 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 
-from featkit.core.config import Config, Share, make, merge
+from featkit.core.config import Config, Share, make, merged_values
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pair
@@ -94,7 +94,7 @@ def original_config(folder: Path, model: pycolmap.Reconstruction, changes: Mappi
     except ValueError:  # recorded by another version
         values = None
     values = values or {"camera": {"model": _most_used_camera(model)}}
-    return make(MapConfig, merge(values, dict(changes)), where="--set map")
+    return make(MapConfig, merged_values(values, dict(changes)), where="--set map")
 
 
 def _most_used_camera(model: pycolmap.Reconstruction) -> str:

@@ -120,7 +120,7 @@ class Alignment:
         return found
 
 
-def align(
+def write_metric_model(
     config: SimilarityConfig,
     model: Path,
     target: Target,

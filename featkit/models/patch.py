@@ -135,7 +135,7 @@ class PatchNetwork(nn.Module):
             self.trunk = L2Net(self.dimension, config.dropout, config.input_norm, config.input_eps)
         else:
             self.trunk = HyNet(self.dimension, config.dropout, config.frn_eps, config.tau_init)
-        initialise(self, generator)
+        initialise_convolutions(self, generator)
         self.to(memory_format=torch.channels_last)  # convolutions on the CPU take 0.6 to 0.8 of the time
 
     @property
@@ -170,7 +170,7 @@ class PatchNetwork(nn.Module):
         return [{"params": others, "lr": lr}, {"params": slow, "lr": lr * self.config.transformer_rate}]
 
 
-def initialise(network: PatchNetwork, generator: torch.Generator | None) -> None:
+def initialise_convolutions(network: PatchNetwork, generator: torch.Generator | None) -> None:
     """Initialise all convolutions; normalisation layers keep their defaults."""
     config = network.config
     init = config.init

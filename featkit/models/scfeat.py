@@ -119,7 +119,7 @@ class SCFeatNetwork(nn.Module):
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
         self.fill_constants()
-        initialise(self, generator)
+        initialise_scfeat(self, generator)
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -169,7 +169,7 @@ def check_images(images: Float[Tensor, "b 3 h w"]) -> None:
         raise ValueError(f"images of {width} x {height} px: both sides must be multiples of {MULTIPLE_PX}")
 
 
-def initialise(network: SCFeatNetwork, generator: torch.Generator | None) -> None:
+def initialise_scfeat(network: SCFeatNetwork, generator: torch.Generator | None) -> None:
     """Initialise all convolutions: normal as in He et al. 2015 in the encoder, PyTorch's default elsewhere."""
     in_encoder = {id(m) for e in network.modules() if isinstance(e, ResNetEncoder) for m in e.modules()}
     for layer in network.modules():

@@ -53,7 +53,7 @@ def scene_figure(scene: Scene3D, detail: Detail) -> Figure:
     cameras = [camera for camera in scene.cameras if _drawable(camera)]
     points, colours = _finite(scene)
     turn = upright_rotation(cameras)
-    centres = np.array([camera_centre(camera) for camera in cameras]).reshape(-1, 3)
+    centres = np.array([camera.centre for camera in cameras]).reshape(-1, 3)
     points = points @ turn.T
     box = view_box(points, centres @ turn.T)
     shown_points, shown_colours = _visible(points, colours, box, detail.points)
@@ -62,7 +62,7 @@ def scene_figure(scene: Scene3D, detail: Detail) -> Figure:
     depth = frustum_depth(centres, box)
     data += _camera_traces(shown, turn, box, depth)
     caption = _caption(len(scene.points), len(shown_points), len(scene.cameras), len(shown))
-    drawn = [np.vstack([frustum_corners(camera, depth), camera_centre(camera)]) for camera in shown]
+    drawn = [np.vstack([frustum_corners(camera, depth), camera.centre]) for camera in shown]
     views = first_views(shown_points, np.concatenate([np.zeros((0, 3)), *drawn]) @ turn.T, box)
     return Figure(data, _layout(box, views), caption)
 
@@ -116,7 +116,7 @@ def _camera_traces(
             others += 1
         members = [camera for camera in cameras if camera.group == group]
         lines = np.concatenate([frustum_path(camera, depth) for camera in members]) @ turn.T - box.middle
-        centres = np.array([camera_centre(camera) for camera in members]) @ turn.T - box.middle
+        centres = np.array([camera.centre for camera in members]) @ turn.T - box.middle
         common: dict[str, Any] = {"type": "scatter3d", "legendgroup": plotly_text(group)}
         common |= {"name": f"{plotly_text(group)} cameras ({len(members)})"}
         pen = {"mode": "lines", "hoverinfo": "skip", "line": {"color": colour, "width": 2.5}}
@@ -132,7 +132,7 @@ def _xyz(points: Float[np.ndarray, "n 3"]) -> dict[str, Any]:
 
 
 def _hover(camera: Camera3D) -> str:
-    x, y, z = (format_float(float(value), 3) for value in camera_centre(camera))
+    x, y, z = (format_float(float(value), 3) for value in camera.centre)
     return (
         f"<b>{plotly_text(camera.name)}</b><br>{plotly_text(camera.group)}, {camera.width} × {camera.height} px, "
         f"f = {format_float(camera.focal_px, 1)} px<br>centre {x}, {y}, {z}"
@@ -194,12 +194,6 @@ NEAREST = 0.3  # smallest distance from the eye to the centre of the view, in si
 ENOUGH_SEEN = 2000  # number of points the view is fitted to
 
 
-def camera_centre(camera: Camera3D) -> Float[np.ndarray, "3"]:
-    """Camera centre in world units: -R^T t."""
-    rotation = np.asarray(camera.rotation, dtype=np.float64)
-    return -rotation.T @ np.asarray(camera.translation, dtype=np.float64)
-
-
 def frustum_corners(camera: Camera3D, depth: float) -> Float[np.ndarray, "4 3"]:
     """World points at `depth` (world units along the axis) seen in the image's corners.
 
@@ -217,7 +211,7 @@ def frustum_corners(camera: Camera3D, depth: float) -> Float[np.ndarray, "4 3"]:
 def frustum_path(camera: Camera3D, depth: float) -> Float[np.ndarray, "12 3"]:
     """All eight edges of a frustum as one line, with a row of NaN at every break."""
     a, b, c, d = frustum_corners(camera, depth)
-    tip = camera_centre(camera)
+    tip = camera.centre
     gap = np.full(3, np.nan)
     return np.stack([a, b, c, d, a, tip, b, gap, c, tip, d, gap])
 

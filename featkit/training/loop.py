@@ -26,7 +26,7 @@ from featkit.losses.base import LossResult
 from featkit.training.config import TrainingConfig, build_optimiser, set_learning_rate
 from featkit.training.distributed import World
 from featkit.training.run_folder import Progress, Row, RunFolder, load_checkpoint, save_checkpoint
-from featkit.training.task import Task, plan
+from featkit.training.task import TrainingTask, plan
 from featkit.training.whole_batch import random_state, set_random_state
 
 LOGGER = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Trained:
 
 
 def train(
-    task_class: Callable[..., Task],
+    task_class: Callable[..., TrainingTask],
     config: TrainingConfig,
     data: Any,
     output: Path,
@@ -67,7 +67,12 @@ def train(
 
 
 def _train_in_folder(
-    folder: RunFolder, task_class: Callable[..., Task], config: TrainingConfig, data: Any, name: str, world: World
+    folder: RunFolder,
+    task_class: Callable[..., TrainingTask],
+    config: TrainingConfig,
+    data: Any,
+    name: str,
+    world: World,
 ) -> Trained:
     config = planned(task_class, config, data, folder, world)
     assert config.precision != "auto"
@@ -95,7 +100,7 @@ def check_processes(config: TrainingConfig, identity: str, world: World) -> None
 
 
 def planned(
-    task_class: Callable[..., Task], config: TrainingConfig, data: Any, folder: RunFolder, world: World
+    task_class: Callable[..., TrainingTask], config: TrainingConfig, data: Any, folder: RunFolder, world: World
 ) -> TrainingConfig:
     """The configuration with precision and steps resolved, from the run in the folder or by timing.
 
@@ -131,7 +136,7 @@ def _read_stored_run(folder: RunFolder) -> _StoredRun | None:
     return _StoredRun(config, state["progress"]["step"] >= config["steps"])
 
 
-def _train_and_export(run: Run, task: Task) -> Trained:
+def _train_and_export(run: Run, task: TrainingTask) -> Trained:
     folder, config = run.folder, run.config
     resumed = run.resume()
     run.world.barrier()  # no process writes a checkpoint before all have looked for one
@@ -150,7 +155,7 @@ def _train_and_export(run: Run, task: Task) -> Trained:
     summary = summarise(run, task)
     if run.world.is_first:
         folder.write_summary(summary)
-        export(run, task, summary)
+        write_weights(run, task, summary)
     run.world.barrier()  # what comes next may start from the weights
     return Trained(folder.path, summary, run.world.is_first)
 
@@ -165,7 +170,7 @@ def _train_until_stopped(run: Run) -> None:
         raise SystemExit(0) from None
 
 
-def summarise(run: Run, task: Task) -> dict[str, Any]:
+def summarise(run: Run, task: TrainingTask) -> dict[str, Any]:
     """Contents of summary.json: last and best network, data, configuration and duration."""
     done = run.done
     return {
@@ -186,7 +191,7 @@ def summarise(run: Run, task: Task) -> dict[str, Any]:
     }
 
 
-def export(run: Run, task: Task, summary: dict[str, Any]) -> None:
+def write_weights(run: Run, task: TrainingTask, summary: dict[str, Any]) -> None:
     """Write last.safetensors and best.safetensors, the weights for feature extraction."""
     metadata = {"recipe": summary["recipe"], "data": summary["data"]["name"], "featkit_version": __version__}
     for which in ("best", "last"):
@@ -237,7 +242,7 @@ class Average:
 class Run:
     """One training in one folder."""
 
-    def __init__(self, task: Task, folder: RunFolder, world: World, identity: str, origin: dict[str, Any]):
+    def __init__(self, task: TrainingTask, folder: RunFolder, world: World, identity: str, origin: dict[str, Any]):
         """identity: identifies the data. origin: recipe and data, for weights exported before the end."""
         self.origin = origin
         self.task, self.folder, self.world, self.identity = task, folder, world, identity

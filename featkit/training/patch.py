@@ -26,9 +26,9 @@ from featkit.data.samplers import (
     PairSampler,
     Sampler,
     choose_positives,
+    distance_weights,
     distances_from_anchor,
     draw_members,
-    pair_weights,
     usable_classes,
 )
 from featkit.evaluation.metrics import fpr95, pair_distances
@@ -297,7 +297,7 @@ class PatchTask:
         anchors = torch.arange(len(chosen), device=from_anchor.device)
         patches = torch.stack([pairs[:, 0], pairs[anchors, 1 + chosen]], dim=1).flatten(0, 1)
         distances = self.world.gather(from_anchor[anchors, chosen][:, None], len(plan.patches) // k)[:, 0]
-        weights = pair_weights(distances, exponent, sampler.smallest_angle)
+        weights = distance_weights(distances, exponent, sampler.smallest_angle)
         return (
             patches,
             weights,
@@ -470,7 +470,7 @@ def held_out_scores(
 # `featkit train patch`: patches -> a patch descriptor.
 
 
-def train_patch(
+def train_descriptor(
     config: PatchTraining,
     data: PatchSet,
     output: Path,

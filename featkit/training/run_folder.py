@@ -188,7 +188,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write the state (tensors, arrays, plain values) atomically. Raises NotWritableError."""
     try:
         with writing(path, owned=True, sync=True) as file:  # foreign files were refused at the start of the run
-            torch.save(plain({"format": FORMAT, **state}), file)
+            torch.save(picklable({"format": FORMAT, **state}), file)
     except (NotWritableError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
         reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
         raise NotWritableError(
@@ -208,12 +208,12 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def plain(value: Any) -> Any:
+def picklable(value: Any) -> Any:
     """The value with numpy arrays as tensors and numpy scalars as Python's, as torch.load(weights_only=True) needs."""
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {key: picklable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [picklable(inner) for inner in value]
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, np.generic):

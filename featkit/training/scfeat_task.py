@@ -31,7 +31,7 @@ from featkit.core.config import (
 from featkit.core.errors import BadInputError
 from featkit.core.runtime import torch_device
 from featkit.data.posed_pairs import PosedConfig, PosedPairs
-from featkit.data.posed_samples import HomographyConfig, PairAugmentation, PairFeed, SampleSource, photographs
+from featkit.data.posed_samples import PairAugmentation, PairFeed, SampleSource, WarpConfig, photographs
 from featkit.data.tree import FileTree
 from featkit.io.features import open_features
 from featkit.losses.base import LossResult
@@ -106,7 +106,7 @@ class WarmUp(StageTraining):
     fused_share: Share = 0.0
     """Share of a batch's photographs whose loss uses the map before the bridge, which gives the descriptors (III-E).
     The others use the map after the bridge, as the other losses and the detector do."""
-    augmentation: HomographyConfig = HomographyConfig()
+    augmentation: WarpConfig = WarpConfig()
     """How the two views of a photograph are generated."""
     loss: ContrastiveLossConfig = ContrastiveLossConfig()
     """The contrastive loss between the two views."""
@@ -236,7 +236,7 @@ class DenseTask(ABC, Generic[BatchT]):
         """Set up the data and the initial weights. Raises BadInputError if there is too little data."""
         self.world = world
         world.check_batch(self.config.batch_size, self.unit)
-        fill(self.network, data.start.values, data.start.origin)
+        load_values(self.network, data.start.values, data.start.origin)
         self.starts_trained = bool(data.start.values)
         training, held_out = self._sources(data)
         self.feed: PairFeed[Any, BatchT] = PairFeed(
@@ -372,7 +372,7 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def fill(network: SCFeatNetwork, values: dict[str, Tensor], origin: str) -> None:
+def load_values(network: SCFeatNetwork, values: dict[str, Tensor], origin: str) -> None:
     """Load `values` into the network. Raises BadInputError for names or shapes that the network does not have."""
     state = network.state_dict()
     for name, value in values.items():

@@ -39,7 +39,7 @@ class Score:
         return f"{self.label} {self.factor * value:.2f} {self.unit}"
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """Interface of a training task. Built as `cls(config, device)`; then `prepare` takes data of the task's type."""
 
     config: Any
@@ -142,23 +142,23 @@ def seconds_of(budget: str) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Precision and number of steps of a training."""
 
     precision: Precision
     steps: int
 
 
-def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, world: World) -> Plan:
+def plan(task_class: Callable[..., TrainingTask], config: TrainingConfig, data: Any, world: World) -> TrainingPlan:
     """Precision and number of steps: as configured, or by timing if `precision` is auto or there is a `budget`.
 
     Raises UsageError if the budget is too short for one step and one validation.
     """
     budget_s = seconds_of(config.budget) if config.budget else 0.0
     if config.precision != "auto" and not config.budget:
-        return Plan(config.precision, config.steps)
+        return TrainingPlan(config.precision, config.steps)
     if config.precision == "auto" and not config.budget and config.steps < MEASURED_FROM:
-        return Plan("fp32", config.steps)
+        return TrainingPlan("fp32", config.steps)
     started = time.perf_counter()
     initial: Precision = "bf16" if config.precision == "bf16" else "fp32"
     task = task_class(config.model_copy(update={"precision": initial}), str(world.device))
@@ -170,7 +170,7 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
         validation_s = timer.time_validation() if config.budget and world.is_first else 0.0
         precision = timer.choose_precision(config)
         if not config.budget:
-            return Plan(precision, config.steps)
+            return TrainingPlan(precision, config.steps)
         step_s, before_s = timer.step_s(precision), validation_s if task.starts_trained else 0.0
         spent_s = time.perf_counter() - started + prepare_s  # the task is prepared once more
     finally:
@@ -189,7 +189,7 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
         LOGGER.info("a step takes %.3g s: %d steps in %.0f s", step_s, steps, budget_s)
         return steps
 
-    return Plan(precision, int(world.from_first(steps_that_fit)))
+    return TrainingPlan(precision, int(world.from_first(steps_that_fit)))
 
 
 def _steps_that_fit(room_s: float, step_s: float, validation_s: float, config: TrainingConfig) -> int:
@@ -201,7 +201,7 @@ def _steps_that_fit(room_s: float, step_s: float, validation_s: float, config: T
 class _StepTimer:
     """Times steps of a prepared task."""
 
-    def __init__(self, task: Task, world: World, limit_s: float):
+    def __init__(self, task: TrainingTask, world: World, limit_s: float):
         self._task, self._world, self._limit_s = task, world, limit_s
         self._optimiser = build_optimiser(task.config.optimiser, task.parameter_groups())
         self._step_times: dict[Precision, list[float]] = {"fp32": [], "bf16": []}

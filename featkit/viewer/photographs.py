@@ -21,7 +21,7 @@ from featkit.images.thumbnails import Longer, jpeg, thumbnail
 OVERHEAD = 64  # approximate size of a small object in memory, bytes
 
 
-class ViewConfig(Config):
+class PageImageConfig(Config):
     """Size and quality of the photographs on the page."""
 
     thumbnail_px: Longer = 320
@@ -34,21 +34,21 @@ class ViewConfig(Config):
     """Memory for caching photographs, MB (10^6 bytes)."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """The response to one request. kind: content type."""
 
     kind: str
     data: bytes
 
 
-def json_answer(value: Any) -> Answer:
+def json_response(value: Any) -> Response:
     """A response with json. Raises ValueError for NaN and infinity, which json lacks."""
-    return Answer("application/json", json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
+    return Response("application/json", json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
 
 
-def binary_answer(*arrays: np.ndarray) -> Answer:
+def binary_response(*arrays: np.ndarray) -> Response:
     """A response with arrays, one after the other."""
-    return Answer("application/octet-stream", b"".join(array.tobytes() for array in arrays))
+    return Response("application/octet-stream", b"".join(array.tobytes() for array in arrays))
 
 
 class PhotographView(NamedTuple):
@@ -74,15 +74,15 @@ class PhotographView(NamedTuple):
 class Photographs:
     """Geometry and pixels of photographs' files. grey_range: black and white of files of more than 8 bits."""
 
-    def __init__(self, config: ViewConfig, grey_range: tuple[float, float] | None):
+    def __init__(self, config: PageImageConfig, grey_range: tuple[float, float] | None):
         self.config, self._range = config, grey_range
         self.cache = Cache(int(config.cache_mb * 1e6))
 
-    def picture(self, path: Path, kind: str) -> Answer:
+    def picture(self, path: Path, kind: str) -> Response:
         """A photograph as JPEG. kind: "thumb" or "photo". Raises BadInputError."""
         side = self.config.thumbnail_px if kind == "thumb" else self.config.photograph_px
         make = lambda: jpeg(thumbnail(path, side, self._range).pixels, self.config.jpeg_quality)  # noqa: E731
-        return Answer("image/jpeg", self.cache.get((kind, path), make))
+        return Response("image/jpeg", self.cache.get((kind, path), make))
 
     def geometry(self, path: Path | None, size: tuple[int, int]) -> PhotographView:
         """Geometry of a photograph whose camera has this size; without a file that can be read, that of its camera."""

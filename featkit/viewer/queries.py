@@ -28,8 +28,7 @@ from featkit.localization.stage import StoredResults, read_results
 from featkit.mapping.cameras import to_camera, to_rigid
 from featkit.mapping.model import Model, point_ids, poses_digest
 from featkit.mapping.scene import numbered_models
-from featkit.report.scene3d import camera_centre
-from featkit.viewer.photographs import Answer, Photographs, PhotographView, binary_answer, json_answer
+from featkit.viewer.photographs import Photographs, PhotographView, Response, binary_response, json_response
 
 LEVELS = 2  # above a model that are searched for results, as in scene/featkit/sparse/0
 NAME = "localize"  # how folders of results are called without --out: localize, localize-1
@@ -198,18 +197,18 @@ class ViewedQueries:
         shown = posed_camera(query.name, query.pose, camera, "query")
         return about | {
             "rotation": shown.rotation.ravel().tolist(),
-            "centre": (camera_centre(shown) - middle).tolist(),
+            "centre": (shown.centre - middle).tolist(),
             "width": shown.width,
             "height": shown.height,
             "focal": shown.focal_px,
         }
 
-    def about(self, number: int) -> Answer:
+    def about(self, number: int) -> Response:
         """A query's numbers, its photograph's geometry, and the retrieved images with inliers and matches."""
         query, seen = self.queries[number], self._geometry(number)
         retrieved, problem = self._retrieved(number)
         camera = self._cameras[number]
-        return json_answer(
+        return json_response(
             {
                 "size": seen.size,
                 "uv": None if camera is None else seen.corners_uv(camera.width, camera.height),
@@ -223,7 +222,7 @@ class ViewedQueries:
             }
         )
 
-    def matches(self, number: int) -> Answer:
+    def matches(self, number: int) -> Response:
         """Distinct matches of a query with points: x y float32 (k, 2), index of the point int32, inlier uint8."""
         try:
             read = self._read(number)
@@ -232,11 +231,13 @@ class ViewedQueries:
         _, first = np.unique(read.seen, axis=0, return_index=True)
         points, ids = read.keypoints[read.seen[first, 0]], read.seen[first, 1]
         shown = apply_affine(self._geometry(number).from_camera, points).astype("<f4")
-        return binary_answer(
+        return binary_response(
             shown, np.searchsorted(self.indices, ids).astype("<i4"), self._inliers(number, read)[first].astype(np.uint8)
         )
 
-    def pair(self, number: int, index: int, of_image: Float[np.ndarray, "k 2"], view: PhotographView) -> Answer | None:
+    def pair(
+        self, number: int, index: int, of_image: Float[np.ndarray, "k 2"], view: PhotographView
+    ) -> Response | None:
         """Matches of a query with points that a map image sees: x0 y0 x1 y1 float32 (m, 4), inliers uint8 (m,).
 
         of_image: the image's keypoints in its camera's pixels. view: geometry of its photograph. None: was not matched.
@@ -252,9 +253,9 @@ class ViewedQueries:
             apply_affine(view.from_camera, of_image[read.of_map[rows]]),
         ]
         inlier = self._inliers(number, read)[rows]
-        return binary_answer(np.column_stack(ends).astype("<f4"), inlier.astype(np.uint8))
+        return binary_response(np.column_stack(ends).astype("<f4"), inlier.astype(np.uint8))
 
-    def picture(self, number: int, kind: str) -> Answer | None:
+    def picture(self, number: int, kind: str) -> Response | None:
         """A query's photograph as JPEG; None if it is not there. kind: "thumb" or "photo"."""
         path = self.files.get(self.queries[number].name)
         return None if path is None else self.photographs.picture(path, kind)

@@ -35,8 +35,15 @@ from featkit.mapping.database import PairLines, ReadOnlyDatabase
 from featkit.mapping.model import point_ids, read_model
 from featkit.mapping.photographs import existing_photographs
 from featkit.mapping.scene import find_features
-from featkit.report.scene3d import camera_centre, frustum_depth, upright_rotation, view_box
-from featkit.viewer.photographs import Answer, Photographs, PhotographView, ViewConfig, binary_answer, json_answer
+from featkit.report.scene3d import frustum_depth, upright_rotation, view_box
+from featkit.viewer.photographs import (
+    PageImageConfig,
+    Photographs,
+    PhotographView,
+    Response,
+    binary_response,
+    json_response,
+)
 from featkit.viewer.queries import ViewedQueries, find_results
 
 CHUNK = 1000  # number of points per response with tracks
@@ -60,7 +67,7 @@ class ViewedScene:
     def __init__(
         self,
         folder: Path,
-        config: ViewConfig | None = None,
+        config: PageImageConfig | None = None,
         *,
         images: Sequence[Path] = (),
         database: Path | None = None,
@@ -71,7 +78,7 @@ class ViewedScene:
 
         localize: results of `featkit localize`; by default found near it. queries: folder of their photographs.
         """
-        self.folder, self.config = folder, config or ViewConfig()
+        self.folder, self.config = folder, config or PageImageConfig()
         self.model = read_model(folder)
         self.images = sorted((i for i in self.model.images.values() if i.has_pose), key=lambda image: image.name)
         if not self.images:
@@ -102,7 +109,7 @@ class ViewedScene:
             for image in self.images
         ]
         self.turn = upright_rotation(self.cameras)
-        centres = np.array([camera_centre(camera) for camera in self.cameras])
+        centres = np.array([camera.centre for camera in self.cameras])
         box = view_box(self.xyz @ self.turn.T, centres @ self.turn.T)
         self.middle, self.side = self.turn.T @ box.middle, box.side
         self.depth = frustum_depth(centres, box)
@@ -168,7 +175,7 @@ class ViewedScene:
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
-    def answer(self, path: str) -> Answer | None:
+    def answer(self, path: str) -> Response | None:
         """The response to a path without its leading slash; None for an unknown path.
 
         Raises BadInputError for a photograph that cannot be decoded.
@@ -183,7 +190,7 @@ class ViewedScene:
             return (self._pair if pair == "pair" else self._query_pair)(int(first), int(second))
         if kind.startswith("query"):
             return self._query(kind.removeprefix("query").removeprefix("-"), form, int(number))
-        make: Callable[[int], Answer] | None = {
+        make: Callable[[int], Response] | None = {
             ("tracks", "json"): self._tracks,
             ("image", "json"): self._image,
             ("image", "bin"): self._keypoints_answer,
@@ -207,12 +214,12 @@ class ViewedScene:
         if self.queries is not None:
             yield from (path for number in range(len(self.queries.queries)) for path in self.queries.paths(number))
 
-    def _scene(self) -> Answer:
+    def _scene(self) -> Response:
         images = [
             {
                 "name": camera.name,
                 "rotation": camera.rotation.ravel().tolist(),
-                "centre": (camera_centre(camera) - self.middle).tolist(),
+                "centre": (camera.centre - self.middle).tolist(),
                 "width": camera.width,
                 "height": camera.height,
                 "focal": camera.focal_px,
@@ -221,7 +228,7 @@ class ViewedScene:
             for camera in self.cameras
         ]
         queries = self.queries
-        return json_answer(
+        return json_response(
             {
                 "title": _title(self.folder),
                 "model": str(self.folder),
@@ -241,15 +248,15 @@ class ViewedScene:
             }
         )
 
-    def _points(self) -> Answer:
-        return binary_answer((self.xyz - self.middle).astype("<f4"), self.rgb)
+    def _points(self) -> Response:
+        return binary_response((self.xyz - self.middle).astype("<f4"), self.rgb)
 
-    def _image(self, index: int) -> Answer:
+    def _image(self, index: int) -> Response:
         image = self.images[index]
         camera = self.model.cameras[image.camera_id]
         seen, (points, of_point) = self.view_of(index), self.keypoints(index)
         of_seen = of_point[of_point >= 0]
-        return json_answer(
+        return json_response(
             {
                 "size": seen.size,
                 "uv": seen.corners_uv(camera.width, camera.height),
@@ -263,12 +270,12 @@ class ViewedScene:
             }
         )
 
-    def _keypoints_answer(self, index: int) -> Answer:
+    def _keypoints_answer(self, index: int) -> Response:
         points, of_point = self.keypoints(index)
         upright_points = apply_affine(self.view_of(index).from_camera, points).astype("<f4")
-        return binary_answer(upright_points, of_point.astype("<i4"))
+        return binary_response(upright_points, of_point.astype("<i4"))
 
-    def _pair(self, first: int, second: int) -> Answer | None:
+    def _pair(self, first: int, second: int) -> Response | None:
         if max(first, second) >= len(self.images) or first == second:
             return None
         lines = self.match_lines(first, second)
@@ -276,21 +283,21 @@ class ViewedScene:
             apply_affine(self.view_of(index).from_camera, from_colmap(points.astype(np.float64)))
             for index, points in ((first, lines.points0), (second, lines.points1))
         ]
-        return binary_answer(np.column_stack(ends).astype("<f4"), lines.inlier.astype(np.uint8))
+        return binary_response(np.column_stack(ends).astype("<f4"), lines.inlier.astype(np.uint8))
 
-    def _query(self, kind: str, form: str, number: int) -> Answer | None:
+    def _query(self, kind: str, form: str, number: int) -> Response | None:
         if self.queries is None or number >= len(self.queries.queries) or (kind == "") == (form == "jpg"):
             return None
         if kind:
             return self.queries.picture(number, kind) if form == "jpg" else None
         return self.queries.about(number) if form == "json" else self.queries.matches(number)
 
-    def _query_pair(self, number: int, index: int) -> Answer | None:
+    def _query_pair(self, number: int, index: int) -> Response | None:
         if self.queries is None or number >= len(self.queries.queries) or index >= len(self.images):
             return None
         return self.queries.pair(number, index, self.keypoints(index)[0], self.view_of(index))
 
-    def _tracks(self, chunk: int) -> Answer:
+    def _tracks(self, chunk: int) -> Response:
         rows = []
         for number in self.point_ids[chunk * CHUNK : (chunk + 1) * CHUNK]:
             point = self.model.points3D[int(number)]
@@ -301,16 +308,16 @@ class ViewedScene:
             ]
             track = [[index, *self._upright(index, xy)] for index, xy in sorted(seen_by, key=lambda one: one[0])]
             rows.append({"id": int(number), "error": _known_error(point.error), "track": track})
-        return json_answer(rows)
+        return json_response(rows)
 
     def _upright(self, index: int, xy: Float[np.ndarray, "2"]) -> list[float]:
         (moved,) = apply_affine(self.view_of(index).from_camera, from_colmap(np.asarray(xy, np.float64)[None]))
         return [round(float(value), 3) for value in moved]
 
-    def _thumbnail(self, index: int) -> Answer:
+    def _thumbnail(self, index: int) -> Response:
         return self.photographs.picture(self.files[self.names[index]], "thumb")
 
-    def _photograph(self, index: int) -> Answer:
+    def _photograph(self, index: int) -> Response:
         return self.photographs.picture(self.files[self.names[index]], "photo")
 
     # ---- parts of a map ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from featkit.core.errors import FeatkitError, one_line
 from featkit.core.listening import LOOPBACK
 from featkit.io.artifact import inside, part_of, place_files, scratch, write_bytes
-from featkit.viewer.photographs import Answer
+from featkit.viewer.photographs import Response
 from featkit.viewer.scene import ViewedScene
 
 LOGGER = logging.getLogger(__name__)
@@ -88,9 +88,9 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(403, "this page is for this machine only")
         path = urlsplit(self.path).path.removeprefix("/") or PAGE
         if path == ICON:
-            return self._send(204, Answer("image/x-icon", b""))
+            return self._send(204, Response("image/x-icon", b""))
         if path in PAGE_FILES:
-            return self._send(200, Answer(PAGE_FILES[path], page_file(path)))
+            return self._send(200, Response(PAGE_FILES[path], page_file(path)))
         try:
             answer = self.server.scene.answer(path)
         except FeatkitError as error:
@@ -105,9 +105,9 @@ class Handler(BaseHTTPRequestHandler):
         self._refuse(int(code), message or HTTPStatus(code).phrase)
 
     def _refuse(self, status: int, message: str) -> None:
-        self._send(status, Answer("application/json", json.dumps({"error": one_line(message)}).encode()))
+        self._send(status, Response("application/json", json.dumps({"error": one_line(message)}).encode()))
 
-    def _send(self, status: int, answer: Answer) -> None:
+    def _send(self, status: int, answer: Response) -> None:
         self.send_response(status)
         headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.data)), **HEADERS}
         if self.close_connection:

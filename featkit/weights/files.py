@@ -15,7 +15,7 @@ from featkit.io.artifact import write_bytes
 from featkit.io.atomic import refuse_foreign
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.weights.manifest import WeightInfo, find, listed, sha256_of
+from featkit.weights.manifest import WeightInfo, find_weights, listed, sha256_of
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A network's tensors as a safetensors file: half precision, described in the metadata, with a limited size.
@@ -80,7 +80,7 @@ def _opened(path: Path) -> Any:
 
 def find_verified(name_or_path: str | Path) -> Path:
     """The weights file of a name or path. Raises UsageError, and BadInputError if it does not match the manifest."""
-    path, row = find(name_or_path), listed(str(name_or_path))
+    path, row = find_weights(name_or_path), listed(str(name_or_path))
     if row is not None and (actual := sha256_of(path)) != row.sha256:
         raise BadInputError(f"{path}: its sha256 is {actual}, the manifest says {row.sha256}; install featkit again")
     return path

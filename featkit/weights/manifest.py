@@ -51,7 +51,7 @@ class WeightInfo(Config):
     """Steps, seconds, device, versions of the training."""
 
 
-def list_weights(folder: Path | None = None) -> list[WeightInfo]:
+def manifest_rows(folder: Path | None = None) -> list[WeightInfo]:
     """All rows of the manifest in `folder`, by default featkit's own. Raises BadInputError for a damaged one."""
     path = (folder or resource_dir("weights")) / MANIFEST
     try:
@@ -70,10 +70,10 @@ def list_weights(folder: Path | None = None) -> list[WeightInfo]:
 
 def listed(name: str) -> WeightInfo | None:
     """The row of featkit's own weights of that name, or None."""
-    return next((row for row in list_weights() if row.name == name), None)
+    return next((row for row in manifest_rows() if row.name == name), None)
 
 
-def find(name_or_path: str | Path) -> Path:
+def find_weights(name_or_path: str | Path) -> Path:
     """A weights file: featkit's own by name, or any file by path.
 
     Raises UsageError for an unknown name (suggesting the closest), BadInputError for a missing file.
@@ -90,7 +90,7 @@ def find(name_or_path: str | Path) -> Path:
         raise BadInputError(f"{path}: the file of the weights {name!r} is missing; install featkit again")
     if path.suffix == SUFFIX or len(path.parts) > 1:
         raise BadInputError(f"{path}: no such weights file")
-    known = [row.name for row in list_weights()]
+    known = [row.name for row in manifest_rows()]
     near = difflib.get_close_matches(name, known, n=1)
     others = f"there are: {', '.join(known)}" if known else "none is installed; name a file (--weights FILE)"
     raise UsageError(f"no weights named {name!r}; {f'did you mean {near[0]!r}?' if near else others}")
@@ -112,7 +112,7 @@ def add_row(row: WeightInfo, folder: Path) -> Path:
     """Write the row to the folder's manifest, replacing one of the same name. Raises NotWritableError."""
     if (folder / MANIFEST).is_symlink():
         refuse_foreign(folder / MANIFEST)
-    rows = [other for other in list_weights(folder) if other.name != row.name]
+    rows = [other for other in manifest_rows(folder) if other.name != row.name]
     rows = sorted([*rows, row], key=lambda info: info.name)
     text = json.dumps({"weights": [info.model_dump(mode="json") for info in rows]}, indent=1, ensure_ascii=False)
     return write_text(folder / MANIFEST, text + "\n", owned=True)  # reading it showed that it is a manifest

@@ -11,29 +11,29 @@ from featkit.core.types import Features
 from featkit.features.patches import DetectedKeypoints, Patches, PatchesConfig
 from featkit.features.scfeat import Scfeat, ScfeatConfig
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.weights.manifest import find, list_weights, sha256_of
+from featkit.weights.manifest import find_weights, manifest_rows, sha256_of
 
 PATCH_NETWORKS = ("adasample", "doap", "doap-binary", "hardnet", "hynet", "sdgmnet")
 MOST_BYTES, MOST_IN_ALL = {"patch": 3e6, "scfeat": 10e6}, 16e6
 
 
 def test_every_recipe_has_weights() -> None:
-    shipped = {row.name for row in list_weights()}
+    shipped = {row.name for row in manifest_rows()}
     assert shipped >= {*PATCH_NETWORKS, "scfeat-s"}
     files = {path.name for path in resource_dir("weights").glob("*.safetensors")}
-    assert files == {row.file for row in list_weights()}, "files and manifest.json name the same weights"
+    assert files == {row.file for row in manifest_rows()}, "files and manifest.json name the same weights"
 
 
 def test_weights_are_small() -> None:
-    rows = list_weights()
+    rows = manifest_rows()
     assert all(row.bytes <= MOST_BYTES[row.kind] for row in rows)
     assert sum(row.bytes for row in rows) <= MOST_IN_ALL
 
 
-@pytest.mark.parametrize("name", [row.name for row in list_weights()])
+@pytest.mark.parametrize("name", [row.name for row in manifest_rows()])
 def test_manifest_row_records_the_origin(name: str) -> None:
-    row = next(row for row in list_weights() if row.name == name)
-    path = find(name)
+    row = next(row for row in manifest_rows() if row.name == name)
+    path = find_weights(name)
     assert sha256_of(path) == row.sha256
     assert path.stat().st_size == row.bytes
     assert row.recipe

@@ -13,7 +13,7 @@ from warped_sequences import SIZE, write_sequence
 from featkit.core.registry import resolve
 from featkit.evaluation.benchmark import Predictions, predict
 from featkit.evaluation.hpatches import MatchingConfig, MethodScore, evaluate_matching
-from featkit.evaluation.metrics import mma_score, reprojection_errors
+from featkit.evaluation.metrics import mma_score, transfer_errors
 from featkit.evaluation.oxford import MethodPrecision, OxfordConfig, evaluate_precision
 from featkit.evaluation.published import published
 from featkit.evaluation.sequences import Sequence, SequenceSet, read_sequences
@@ -130,11 +130,11 @@ def test_pixel_centres_are_whole_numbers(data: SequenceSet, predictions: Predict
                 continue
             names = pair.pair
             found = store.keypoints(names.name0), store.keypoints(names.name1), matches.read(names)
-            errors = reprojection_errors(*found, pair.homography)
+            errors = transfer_errors(*found, pair.homography)
             right = errors < 3
             there += errors[right].tolist()
             other = np.linalg.inv(half) @ pair.homography  # adds half a pixel in image N alone
-            elsewhere += reprojection_errors(*found, other)[right].tolist()
+            elsewhere += transfer_errors(*found, other)[right].tolist()
     assert np.median(there) < 0.25
     assert np.median(elsewhere) > 0.55
 

@@ -12,7 +12,7 @@ from synthetic_patches import SEQUENCES, thumbnails, write_hpatches, write_rome
 from featkit.data.hpatches import HPatches, read_hpatches, read_rome
 from featkit.data.hpatches_tasks import DrawnTasksConfig, HPatchesTasks, draw_tasks, read_tasks, write_tasks
 from featkit.data.patch_set import PatchSet
-from featkit.data.phototour import TestPairs, write_pairs, write_phototour
+from featkit.data.phototour import TestPairs, write_phototour, write_phototour_pairs
 from featkit.evaluation.hpatches_patches import HPatchesConfig, HPatchesScores, evaluate_hpatches
 from featkit.evaluation.metrics import average_precision
 from featkit.evaluation.ubc import evaluate_pairs, evaluate_rome, read_ubc
@@ -255,7 +255,7 @@ def test_ubc(tmp_path: Path, bits: int) -> None:
     folder = write_phototour(tmp_path / "set", PatchSet("set", patches, classes, np.zeros(120, int), ("set",)))
     index0, index1 = rng.integers(30, 90, 400), rng.integers(30, 90, 400)
     index1[:150] = index0[:150] // 3 * 3 + (index0[:150] + 1) % 3
-    write_pairs(folder, TestPairs(index0, index1, classes[index0] == classes[index1]), classes)
+    write_phototour_pairs(folder, TestPairs(index0, index1, classes[index0] == classes[index1]), classes)
 
     asked = []
     method = thumbnails(bits)

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from featkit.core.config import make, merge
+from featkit.core.config import make, merged_values
 from featkit.core.registry import resolve
 from featkit.core.runtime import Stopped
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import read_phototour
 from featkit.data.posed_pairs import read_posed_pairs
 from featkit.models.scfeat import DenseMaps
-from featkit.training.patch import PatchTask, train_patch
+from featkit.training.patch import PatchTask, train_descriptor
 from featkit.training.patch_config import PatchTraining
 from featkit.training.scfeat import ScfeatData, ScfeatStages
 from featkit.training.scfeat_stages import DetectionTask
@@ -58,20 +58,20 @@ SCFEAT: dict[str, Any] = {
         "norm_groups": 2,
         **dict.fromkeys(WIDTHS, 4),
     },
-    "warm_up": merge(STAGE, {"steps": 6}),
+    "warm_up": merged_values(STAGE, {"steps": 6}),
     "description": STAGE,
-    "detection": merge(STAGE, {"steps": 10, "optimiser": {"learning_rate": 1e-3}}),
+    "detection": merged_values(STAGE, {"steps": 10, "optimiser": {"learning_rate": 1e-3}}),
 }
 
 
 def patch_recipe(name: str, **changes: Any) -> PatchTraining:
-    config = resolve("task", name, merge(PATCH, changes)).own
+    config = resolve("task", name, merged_values(PATCH, changes)).own
     assert isinstance(config, PatchTraining)
     return config
 
 
 def train(name: str, data: PatchSet, output: Path, **changes: Any) -> None:
-    train_patch(patch_recipe(name, **changes), data, output, name=name, device="cpu")
+    train_descriptor(patch_recipe(name, **changes), data, output, name=name, device="cpu")
 
 
 def train_and_stop(name: str, data: PatchSet, output: Path) -> None:

@@ -111,7 +111,7 @@ def test_usage_errors(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path
 @pytest.mark.parametrize("name", ["chair", "boruszyn"])
 def test_real_scenes(name: str, shared_data: Path, tmp_path: Path) -> None:
     """Six photographs of a scene, each with its own lens distortion; points are the map's."""
-    from featkit.data.make_posed_pairs import PosedPairsConfig, make_posed_pairs
+    from featkit.data.make_posed_pairs import PosedPairsConfig, write_posed_pairs
     from featkit.mapping.covisibility import mapped_scenes
 
     source = shared_data / "scenes" / name
@@ -125,7 +125,7 @@ def test_real_scenes(name: str, shared_data: Path, tmp_path: Path) -> None:
         model.deregister_frame(model.images[image].frame_id)
     (scene / "sparse").mkdir()
     model.write(str(scene / "sparse"))
-    make_posed_pairs(PosedPairsConfig(max_side=400, workers=1), mapped_scenes([scene]), tmp_path / "out")
+    write_posed_pairs(PosedPairsConfig(max_side=400, workers=1), mapped_scenes([scene]), tmp_path / "out")
     pairs = read_posed_pairs(tmp_path / "out")
     assert len(pairs) >= 3
     assert largest_distance(pairs, scene) < 1e-3

@@ -20,7 +20,7 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Features, Matches
 from featkit.evaluation.metrics import pose_error
 from featkit.localization.localizer import DistinctPoints, LocalizerConfig, WarmImage
-from featkit.localization.stage import describe
+from featkit.localization.stage import query_summary
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.model import read_model
 
@@ -53,9 +53,9 @@ def test_results_equal_those_of_featkit_localize(
     """All numbers in poses.json are equal bit for bit: pose, inliers, matches, uncertainty, camera."""
     assert len(queries) == len(by_command) == 2
     for path in queries:
-        assert json.loads(json.dumps(describe(localizer.localize(path)))) == by_command[path.name]
+        assert json.loads(json.dumps(query_summary(localizer.localize(path)))) == by_command[path.name]
     again = localizer.localize(str(queries[0]), name="other")
-    assert describe(again) == {**by_command[queries[0].name], "name": "other"}
+    assert query_summary(again) == {**by_command[queries[0].name], "name": "other"}
 
 
 def test_poses_are_near_the_truth(localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any) -> None:
@@ -76,7 +76,7 @@ def test_pixels_instead_of_a_file(localizer: featkit.Localizer, queries: list[Pa
     grey = cv2.imread(str(queries[0]), flags)
     result = localizer.localize(grey, name=queries[0].name)
     assert result.intrinsics_source == from_file.intrinsics_source == "map"
-    assert describe(result) == describe(from_file)
+    assert query_summary(result) == query_summary(from_file)
     rgb = cv2.cvtColor(cv2.imread(str(queries[0])), cv2.COLOR_BGR2RGB)
     coloured = localizer.localize(rgb)
     assert coloured.name == "image"
@@ -85,23 +85,23 @@ def test_pixels_instead_of_a_file(localizer: featkit.Localizer, queries: list[Pa
 
 
 def test_localizing_in_threads(localizer: featkit.Localizer, queries: list[Path]) -> None:
-    alone = [describe(localizer.localize(path)) for path in queries]
+    alone = [query_summary(localizer.localize(path)) for path in queries]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda path: describe(localizer.localize(path)), queries * 4))
+        together = list(pool.map(lambda path: query_summary(localizer.localize(path)), queries * 4))
     assert together == alone * 4
 
 
 def test_a_small_cache_changes_nothing(localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any) -> None:
     config = LocalizerConfig(cache_mb=0)
     with featkit.Localizer(str(mapped_scene.output), config, device="cpu") as small:
-        assert describe(small.localize(queries[1])) == describe(localizer.localize(queries[1]))
+        assert query_summary(small.localize(queries[1])) == query_summary(localizer.localize(queries[1]))
 
 
 def test_intrinsics(localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any) -> None:
     known = mapped_scene.rendered.intrinsics
     listed = localizer.localize(queries[0], known)
     as_text = " ".join(map(str, (known.model, known.width, known.height, *known.params)))
-    assert describe(localizer.localize(queries[0], as_text)) == describe(listed)
+    assert query_summary(localizer.localize(queries[0], as_text)) == query_summary(listed)
     assert listed.intrinsics_source == "list"
     for image in (queries[0], np.zeros((known.height, known.width), np.uint8)):
         with pytest.raises(BadInputError, match="its intrinsics are for 9 x 9"):

@@ -478,7 +478,7 @@ def test_escaping_names_in_the_weights_manifest_are_refused(tmp_path: Path, monk
     (tmp_path / "weights" / "manifest.json").write_text(json.dumps({"weights": [row]}))
     monkeypatch.setattr(manifest, "resource_dir", lambda name: tmp_path / name)
     with pytest.raises(BadInputError, match="leads outside"):
-        manifest.find("evil")
+        manifest.find_weights("evil")
 
 
 def test_align_does_not_replace_a_foreign_model(tmp_path: Path) -> None:

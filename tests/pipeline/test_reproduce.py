@@ -25,10 +25,10 @@ from warped_sequences import write_sequence
 from featkit.cli.main import app
 from featkit.core.config import resource_dir
 from featkit.data.patch_set import ClassIndex
-from featkit.data.phototour import TestPairs, write_pairs, write_phototour
+from featkit.data.phototour import TestPairs, write_phototour, write_phototour_pairs
 from featkit.demo.scene import RenderedConfig
 from featkit.models.resnet import ResNetEncoder
-from featkit.weights.manifest import find
+from featkit.weights.manifest import find_weights
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
 PAPERS = ("SDGMNet", "AdaSample", "DOAP", "SCFeat")
@@ -160,7 +160,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_rendered: Any) -> 
         first, same = members[:, 0], members[:, 1]
         pairs = TestPairs(np.r_[first, first], np.r_[same, np.roll(same, 1)], np.repeat([True, False], 60))
         write_phototour(data / "phototour" / name, patches)
-        write_pairs(data / "phototour" / name, pairs, patches.classes)
+        write_phototour_pairs(data / "phototour" / name, pairs, patches.classes)
     write_hpatches(data / "hpatches", sequences={"i_one": 3, "i_two": 20, "v_one": 20, "v_two": 20})
     splits = data / "hpatches" / "hpatches-benchmark" / "tasks" / "splits" / "splits.json"
     splits.parent.mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_every_command_runs(paper: str, workplace: Path, monkeypatch: pytest.Mon
         if (
             command.verb == "train scfeat"
         ):  # so short a training has no score above the threshold: a longer one's weight
-            shutil.copy(find("scfeat-s"), out / "best.safetensors")
+            shutil.copy(find_weights("scfeat-s"), out / "best.safetensors")
         runs = command.option("--runs")
         if runs is not None:
             assert _rows(command, found) >= {re.sub(r"-s\d$", "", name) for name in trained[runs]}, command

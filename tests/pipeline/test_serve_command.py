@@ -22,7 +22,7 @@ import pytest
 
 import featkit
 from featkit.localization.localizer import LocalizerConfig
-from featkit.localization.stage import describe
+from featkit.localization.stage import query_summary
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -87,7 +87,7 @@ def check_poses(address: str, scene: Path, config: LocalizerConfig) -> None:
         answers = list(pool.map(lambda path: post(address, path.read_bytes(), f"?name={path.name}"), queries))
     with featkit.Localizer(scene, config, device="cpu") as localizer:
         for path, (status, answer) in zip(queries, answers, strict=True):
-            expected = json.loads(json.dumps(describe(localizer.localize(path))))
+            expected = json.loads(json.dumps(query_summary(localizer.localize(path))))
             assert status == 200
             assert answer == expected
             assert answer["localized"]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime, differences, make, merge, named_config, overrides, read_yaml
+from featkit.core.config import Config, Runtime, differences, make, merged_values, named_config, overrides, read_yaml
 from featkit.core.errors import BadInputError, FeatkitError, UsageError
 from featkit.core.registry import class_of, resolve
 from featkit.features.stage import ExtractConfig
@@ -147,7 +147,7 @@ def test_overrides_nest() -> None:
     assert overrides(["a.b=1", "a.c=x", "d=[1, 2]", "e=", "f=a=b"]) == {
         "a": {"b": 1, "c": "x"}, "d": [1, 2], "e": None, "f": "a=b",
     }  # fmt: skip
-    assert merge({"a": {"b": 0, "k": 1}, "z": 1}, {"a": {"b": 2}}) == {"a": {"b": 2, "k": 1}, "z": 1}
+    assert merged_values({"a": {"b": 0, "k": 1}, "z": 1}, {"a": {"b": 2}}) == {"a": {"b": 2, "k": 1}, "z": 1}
 
 
 @pytest.mark.parametrize("wrong", ["a", "=1", "a=[", "a=2001-13-45", "a=!!int ''", "a=" + "[" * 1500, "a=!!bool x"])

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 import featkit
-from featkit.core.config import Config, Seed, load_pipeline, make, merge, overrides
+from featkit.core.config import Config, Seed, load_pipeline, make, merged_values, overrides
 from featkit.core.errors import UsageError
 from featkit.core.runtime import capped, usable_cores
 from featkit.data import make_patches
@@ -152,7 +152,7 @@ def test_every_field_says_what_it_is(config: type[Config]) -> None:
 def test_a_wrong_number_is_one_line_before_any_work(assignment: str) -> None:
     sfm = load_pipeline("sfm")
     with pytest.raises(UsageError) as refused:
-        make(sfm.SfmConfig, merge({}, overrides([assignment])), where="reconstruct")
+        make(sfm.SfmConfig, merged_values({}, overrides([assignment])), where="reconstruct")
     message = str(refused.value)
     assert assignment.partition("=")[0] in message
     assert "\n" not in message
@@ -175,7 +175,7 @@ def test_sift_takes_what_its_library_takes(values: dict[str, Any]) -> None:
         make(SiftConfig, values)
 
 
-@pytest.mark.parametrize("config", [make_patches.PatchesConfig, patches.PatchesConfig])
+@pytest.mark.parametrize("config", [make_patches.PatchSetConfig, patches.PatchesConfig])
 @pytest.mark.parametrize("value", [1e-9, 0, 1e5])
 def test_a_patch_has_a_size(config: type[Config], value: float) -> None:
     """With 1e-9 every patch would be of one colour, and with 1e5 leave its image."""

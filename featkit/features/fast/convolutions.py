@@ -65,7 +65,7 @@ class PointwiseConv:
         return found.view(1, *maps[0].shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
+def folded_convolution(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
     """A bias-free convolution and the BatchNorm after it, in eval mode, as one convolution."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -110,7 +110,7 @@ class WinogradConv:
     """A 3x3 convolution, stride 1; see `Convolution`."""
 
     def __init__(self, weight: Float[Tensor, "o i 3 3"], bias: Float[Tensor, " o"]):
-        into, kernel, back = transforms()
+        into, kernel, back = winograd_matrices()
         pairs = torch.einsum("ap,oipq,bq->abio", kernel, weight.double().cpu(), kernel)
         self._weight = pairs.reshape(TILE * TILE, weight.shape[1], weight.shape[0]).float().contiguous()
         self._into, self._back = torch.kron(into, into).float(), torch.kron(back, back).float()
@@ -160,7 +160,7 @@ def _tiles(rows: Float[Tensor, "h w c"], down: int, across: int) -> Float[Tensor
     return rows.as_strided((TILE, TILE, down, across, rows.shape[2]), strides, rows.storage_offset())
 
 
-def transforms() -> tuple[Float[Tensor, "6 6"], Float[Tensor, "6 3"], Float[Tensor, "4 6"]]:
+def winograd_matrices() -> tuple[Float[Tensor, "6 6"], Float[Tensor, "6 3"], Float[Tensor, "4 6"]]:
     """Matrices for the tile, the kernel and the result (float64): correlation = back @ ((kernel @ g) * (into @ d)).
 
     The result's matrix evaluates a polynomial with 4 coefficients at the points; the kernel's one with 3, divided by

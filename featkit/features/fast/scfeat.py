@@ -18,7 +18,7 @@ from featkit.features.fast.convolutions import (
     UpsampledConv,
     convolution,
     copy_convolution,
-    fold_batch_norm,
+    folded_convolution,
     resampling,
 )
 from featkit.features.fast.tiles import Moments, Statistics, Tile, TiledImage, WholeImage, Window, process_tiles, tiles
@@ -389,7 +389,7 @@ class FastEncoder:
     """A ResNetEncoder in eval mode for one image, with a copy of its weights."""
 
     def __init__(self, encoder: ResNetEncoder):
-        self._stem = fold_batch_norm(encoder.conv1, encoder.bn1)
+        self._stem = folded_convolution(encoder.conv1, encoder.bn1)
         self._maxpool = encoder.maxpool
         layers = (encoder.layer1, encoder.layer2, encoder.layer3)
         self._layers = [[_Residual(cast(BasicBlock | Bottleneck, block)) for block in layer] for layer in layers]
@@ -410,10 +410,10 @@ class _Residual:
         pairs: list[tuple[nn.Conv2d, nn.Module]] = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         if isinstance(block, Bottleneck):
             pairs.append((block.conv3, block.bn3))
-        *self._inner, self._last = [fold_batch_norm(conv, norm) for conv, norm in pairs]
+        *self._inner, self._last = [folded_convolution(conv, norm) for conv, norm in pairs]
         self._shortcut: Convolution | None = None
         if block.downsample is not None:
-            self._shortcut = fold_batch_norm(cast(nn.Conv2d, block.downsample[0]), block.downsample[1])
+            self._shortcut = folded_convolution(cast(nn.Conv2d, block.downsample[0]), block.downsample[1])
 
     def __call__(self, x: Float[Tensor, "1 i h w"]) -> Float[Tensor, "1 o h2 w2"]:
         kept = x if self._shortcut is None else self._shortcut(x)

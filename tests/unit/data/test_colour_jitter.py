@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from posed_scenes import smooth_noise
 
-from featkit.data.views import Jitter, JitterConfig, draw_jitter, jittered
+from featkit.data.views import Jitter, JitterConfig, draw_jitter, jittered_colours
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def picture() -> np.ndarray:
 def test_nothing_changes_without_strength(picture: np.ndarray) -> None:
     still = JitterConfig(brightness=0, contrast=0, saturation=0, hue=0)
     jitter = draw_jitter(still, np.random.default_rng(0))
-    np.testing.assert_array_equal(jittered(picture, jitter), picture)
-    assert jittered(picture, Jitter()) is picture
+    np.testing.assert_array_equal(jittered_colours(picture, jitter), picture)
+    assert jittered_colours(picture, Jitter()) is picture
 
 
 def test_against_kornia(picture: np.ndarray) -> None:
@@ -35,7 +35,7 @@ def test_against_kornia(picture: np.ndarray) -> None:
     }
     for jitter, expected in theirs.items():
         values = 255 * expected[0].permute(1, 2, 0).numpy()
-        assert np.abs(jittered(picture, jitter) - values).max() < 1.5, jitter
+        assert np.abs(jittered_colours(picture, jitter) - values).max() < 1.5, jitter
 
 
 def test_against_pillow(picture: np.ndarray) -> None:
@@ -47,13 +47,16 @@ def test_against_pillow(picture: np.ndarray) -> None:
             (Jitter(saturation=factor), ImageEnhance.Color),
         ):
             expected = np.asarray(change(image).enhance(factor)).astype(int)
-            assert np.abs(jittered(picture, jitter) - expected).max() <= 2, jitter
+            assert np.abs(jittered_colours(picture, jitter) - expected).max() <= 2, jitter
 
 
 def test_the_order_counts(picture: np.ndarray) -> None:
     bright_first = Jitter(brightness=1.8, contrast=0.2, order=(0, 1, 2, 3))
     contrast_first = Jitter(brightness=1.8, contrast=0.2, order=(1, 0, 2, 3))
-    assert np.abs(jittered(picture, bright_first).astype(int) - jittered(picture, contrast_first)).max() > 5
+    assert (
+        np.abs(jittered_colours(picture, bright_first).astype(int) - jittered_colours(picture, contrast_first)).max()
+        > 5
+    )
 
 
 def test_contrast_turns_about_what_is_valid() -> None:
@@ -61,8 +64,8 @@ def test_contrast_turns_about_what_is_valid() -> None:
     picture[:, :5] = 200
     valid = np.zeros((10, 10), bool)
     valid[:, :5] = True
-    assert jittered(picture, Jitter(contrast=0.0), valid)[0, 0].tolist() == [200] * 3
-    assert jittered(picture, Jitter(contrast=0.0))[0, 0].tolist() == [100] * 3
+    assert jittered_colours(picture, Jitter(contrast=0.0), valid)[0, 0].tolist() == [200] * 3
+    assert jittered_colours(picture, Jitter(contrast=0.0))[0, 0].tolist() == [100] * 3
 
 
 def test_draws() -> None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError, UsageError
 from featkit.data.download import DownloadConfig
-from featkit.data.fetch_weights import DOWNLOADS, FetchedWeights, fetch_weights
+from featkit.data.fetch_weights import DOWNLOADS, CachedWeights, cache_weights
 from featkit.weights import catalogue as module
 from featkit.weights.catalogue import cached_file, load_published, weights_sha256
 
@@ -53,9 +53,9 @@ def pin(monkeypatch: pytest.MonkeyPatch, file: bytes, **changes: Any) -> None:
     in_catalogue(monkeypatch, NAME, [{**row, **changes}])
 
 
-def fetched(faults: Faults, **options: Any) -> FetchedWeights:
+def fetched(faults: Faults, **options: Any) -> CachedWeights:
     with serving(faults) as address:
-        return fetch_weights(NAME, {"w.pth": f"{address}/w.pth"}, config=FAST, **options)
+        return cache_weights(NAME, {"w.pth": f"{address}/w.pth"}, config=FAST, **options)
 
 
 def left(cache: Path) -> list[str]:
@@ -116,7 +116,7 @@ def test_the_wrong_file(file: bytes, cache: Path) -> None:
 
 def test_no_server(cache: Path) -> None:
     with pytest.raises(EmptyResultError, match="nothing arrived"):
-        fetch_weights(NAME, config=FAST)
+        cache_weights(NAME, config=FAST)
     with pytest.raises(EmptyResultError, match="404"):
         fetched(Faults({}))
     assert left(cache) == []
@@ -137,7 +137,7 @@ def test_a_file_that_nobody_pinned(file: bytes, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(UsageError, match="--sha256"):
         fetched(faults, sha256={"w.pth": "abc"})
     (tmp_path / "mine.pth").write_bytes(file)
-    assert fetch_weights(NAME, archives=[tmp_path / "mine.pth"]).sources == {"w.pth": str(tmp_path / "mine.pth")}
+    assert cache_weights(NAME, archives=[tmp_path / "mine.pth"]).sources == {"w.pth": str(tmp_path / "mine.pth")}
 
 
 def test_a_file_that_git_names(file: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_as_expected_but_with_code(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_files_on_the_disk(file: bytes, tmp_path: Path, no_network: None) -> None:
     mine = tmp_path / "any name.pth"
     mine.write_bytes(file)
-    assert fetch_weights(NAME, archives=[mine]).sha256 == {"w.pth": sha256(file)}
+    assert cache_weights(NAME, archives=[mine]).sha256 == {"w.pth": sha256(file)}
     assert mine.is_file()
     mine.write_bytes(file[:-1])
     with pytest.raises(BadInputError, match="is another file"):
-        fetch_weights(NAME, archives=[mine])
+        cache_weights(NAME, archives=[mine])
     with pytest.raises(BadInputError, match="no such file"):
-        fetch_weights(NAME, archives=[tmp_path / "none.pth"])
+        cache_weights(NAME, archives=[tmp_path / "none.pth"])
 
 
 def test_several_files_make_one_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -193,17 +193,17 @@ def test_several_files_make_one_network(monkeypatch: pytest.MonkeyPatch, tmp_pat
         given.append(tmp_path / f"{part}.pth")
         given[-1].write_bytes(content)
     in_catalogue(monkeypatch, "keynet-hardnet", list(parts.values()))
-    done = fetch_weights("keynet-hardnet", archives=given)
+    done = cache_weights("keynet-hardnet", archives=given)
     digests = "".join(file["sha256"] for file in parts.values())
     assert weights_sha256("keynet-hardnet") == sha256(digests.encode())
     assert load_published("keynet-hardnet").tensors.keys() == whole.keys()
     with pytest.raises(UsageError, match="not one of the files"):
-        fetch_weights("keynet-hardnet", archives=[*given, done.path])
+        cache_weights("keynet-hardnet", archives=[*given, done.path])
 
 
 def test_other_addresses_are_of_its_files() -> None:
     with pytest.raises(UsageError, match=r"aliked-t16 has the files w\.pth"):
-        fetch_weights(NAME, {"x.pth": "http://x/x.pth"})
+        cache_weights(NAME, {"x.pth": "http://x/x.pth"})
 
 
 def test_no_place_to_write(file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,4 +211,4 @@ def test_no_place_to_write(file: bytes, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path / "taken"))
     (tmp_path / "w.pth").write_bytes(file)
     with pytest.raises(NotWritableError):
-        fetch_weights(NAME, archives=[tmp_path / "w.pth"])
+        cache_weights(NAME, archives=[tmp_path / "w.pth"])

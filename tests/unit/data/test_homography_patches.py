@@ -12,15 +12,15 @@ import pytest
 from featkit.data.homography_patches import (
     HomographiesConfig,
     LightConfig,
-    Photographs,
+    PhotographFolder,
     homography_frames,
     moved,
     relit,
 )
 from featkit.data.keypoint_classes import ClassesConfig, Detections
-from featkit.data.make_patches import PatchesConfig, make_patches
+from featkit.data.make_patches import PatchSetConfig, write_patch_set
 from featkit.data.patch_frames import DetectorConfig, FrameJitter, corners
-from featkit.data.phototour import find_pairs, read_pairs, read_phototour
+from featkit.data.phototour import find_pairs, read_phototour, read_phototour_pairs
 
 STILL = FrameJitter(position_px=0, angle_deg=0, octaves=0)
 SIZE = (320, 240)
@@ -37,22 +37,22 @@ def photograph(seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> PhotographFolder:
     folder = tmp_path_factory.mktemp("photos")
     names = tuple(f"{number}.png" for number in range(3))
     for number, name in enumerate(names):
         cv2.imwrite(str(folder / name), photograph(number))
-    return Photographs("photos", folder, names, "ours")
+    return PhotographFolder("photos", folder, names, "ours")
 
 
-def made(photographs: Photographs, jitter: FrameJitter = STILL, **changes: Any) -> Any:
+def made(photographs: PhotographFolder, jitter: FrameJitter = STILL, **changes: Any) -> Any:
     config = HomographiesConfig(**changes)
     return homography_frames(
         photographs, config, DetectorConfig(), ClassesConfig(), jitter, 12.0, None, seed=(0, 0), workers=1
     )
 
 
-def test_all_views_of_a_class_come_from_one_place_of_the_photograph(photographs: Photographs) -> None:
+def test_all_views_of_a_class_come_from_one_place_of_the_photograph(photographs: PhotographFolder) -> None:
     """Traced back with OpenCV: position, and a step of one sigma along the direction."""
     views, frames, counts = made(photographs)
     assert counts["patches"] == len(frames) > 150
@@ -90,7 +90,7 @@ def test_all_views_of_a_class_come_from_one_place_of_the_photograph(photographs:
 sizes: dict[int, list[float]] = {}
 
 
-def test_views_differ_as_much_as_asked(photographs: Photographs) -> None:
+def test_views_differ_as_much_as_asked(photographs: PhotographFolder) -> None:
     views, frames, _ = made(photographs)
     _, straight, _ = made(photographs, view={"rotation_deg": 0, "scale_max": 1.0, "perspective": 0.0})
     octaves, turns = [], []
@@ -131,22 +131,22 @@ def test_light_is_changed_as_much_as_asked() -> None:
         np.testing.assert_array_equal(relit(pixels, config, np.random.default_rng(3)), shown[3])
 
 
-def test_a_set_comes_out(photographs: Photographs, tmp_path: Path) -> None:
-    config = PatchesConfig(source="homographies", workers=1, test_pairs=400)
-    summary = make_patches(config, [photographs], tmp_path / "set")
+def test_a_set_comes_out(photographs: PhotographFolder, tmp_path: Path) -> None:
+    config = PatchSetConfig(source="homographies", workers=1, test_pairs=400)
+    summary = write_patch_set(config, [photographs], tmp_path / "set")
     data = read_phototour(tmp_path / "set")
     assert len(data) == summary["patches"] == summary["scenes"]["photos"]["patches"] > 150
     assert data.scene_names == ("photos",)
     assert (tmp_path / "set" / "scenes.txt").read_text().splitlines()[4] == "photos\t1.png#0"
-    pairs = read_pairs(find_pairs(tmp_path / "set"), data)
+    pairs = read_phototour_pairs(find_pairs(tmp_path / "set"), data)
     assert data.images is not None
     assert (data.images[pairs.index0] // 4 == data.images[pairs.index1] // 4).all(), "of one photograph"
     flat = data.patches[np.arange(len(data))].reshape(len(data), -1).astype(float)
     flat = (flat - flat.mean(1, keepdims=True)) / (flat.std(1, keepdims=True) + 1e-6)
     likeness = (flat[pairs.index0] * flat[pairs.index1]).mean(1)
     assert np.median(likeness[pairs.match]) > 0.55 > 0.3 > np.median(likeness[~pairs.match])
-    make_patches(config, [photographs], tmp_path / "again")
+    write_patch_set(config, [photographs], tmp_path / "again")
     for path in (tmp_path / "set").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
-    limited = make_patches(config.model_copy(update={"max_patches": 50}), [photographs], tmp_path / "few")
+    limited = write_patch_set(config.model_copy(update={"max_patches": 50}), [photographs], tmp_path / "few")
     assert 40 < limited["patches"] <= 50

@@ -12,7 +12,7 @@ from synthetic_patches import SEQUENCES, write_hpatches
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.hpatches import KINDS, find_splits, hpatches_patch_set, read_hpatches, read_split
-from featkit.data.hpatches_tasks import DrawnTasksConfig, Pairs, draw_tasks, read_tasks, write_tasks
+from featkit.data.hpatches_tasks import DrawnTasksConfig, PatchPairs, draw_tasks, read_tasks, write_tasks
 
 SPLITS = {"a": {"train": ["i_one", "v_one"], "test": ["v_two", "i_two"], "name": "a"}, "view": {"test": ["v_one"]}}
 DRAWN = DrawnTasksConfig(pairs=500, queries=10, distractors=15)
@@ -209,4 +209,4 @@ def test_drawn_tasks_depend_on_the_seed_alone(release: Path, tmp_path: Path) -> 
 def test_one_sequence_has_no_pairs_of_two(release: Path) -> None:
     tasks = draw_tasks(read_hpatches(release), ["v_one"], DRAWN, np.random.default_rng(0))
     assert tasks.inter is None
-    assert isinstance(tasks.intra, Pairs)
+    assert isinstance(tasks.intra, PatchPairs)

@@ -13,7 +13,7 @@ from posed_scenes import MadeScene, make_scene, smooth_noise
 
 from featkit.core.config import digest
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
-from featkit.data.image_pack import ImagePackConfig, kind_of, write_image_pack
+from featkit.data.image_pack import ImagePackConfig, folder_kind, write_image_pack
 from featkit.data.patch_pack import read_patch_data
 from featkit.data.posed_pairs import read_posed_pairs
 from featkit.data.posed_samples import HomographyPairs, photographs
@@ -45,7 +45,7 @@ def test_what_a_folder_holds(posed: tuple[Path, list[MadeScene]], photos: Path, 
     patches.mkdir()
     (patches / "patches0000.bmp").write_bytes(b"")
     folders = (posed[0], posed[1][0].folder, photos, patches, tmp_path / "gone")
-    assert [kind_of(folder) for folder in folders] == ["posed", "posed", "photographs", "patches", "patches"]
+    assert [folder_kind(folder) for folder in folders] == ["posed", "posed", "photographs", "patches", "patches"]
 
 
 def test_packed_pairs_are_as_exact(posed: tuple[Path, list[MadeScene]], photos: Path, tmp_path: Path) -> None:

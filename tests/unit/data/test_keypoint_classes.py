@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Origin
+from featkit.data.keypoint_classes import Assignment, ClassesConfig, DepthConfig, Detections
 from featkit.data.scene_classes import SceneClasses, dense_points, scene_classes, select_classes
 from featkit.data.tracks import SceneTracks
 
@@ -229,17 +229,17 @@ def hidden(point: int = MIDDLE, image: int = 4) -> np.ndarray:
     return observed
 
 
-def origin_of(classes: SceneClasses, point: int, image: int) -> Origin | None:
+def origin_of(classes: SceneClasses, point: int, image: int) -> Assignment | None:
     members = classes.members
     here = (classes.keypoints.points[members.keypoints] == point) & (members.images == image)
-    return Origin(int(members.origins[here][0])) if here.any() else None
+    return Assignment(int(members.origins[here][0])) if here.any() else None
 
 
 def test_images_that_were_not_matched_are_searched() -> None:
     classes = scene_classes(WORLD.tracks(hidden()), found_in(), SPARSE)
     assert rows(classes) == EXACT
-    assert origin_of(classes, MIDDLE, 4) is Origin.EXTRA
-    assert origin_of(classes, MIDDLE, 3) is Origin.MATCHED
+    assert origin_of(classes, MIDDLE, 4) is Assignment.EXTRA
+    assert origin_of(classes, MIDDLE, 3) is Assignment.MATCHED
     assert classes.counts["patches_extra"] == 1
     without = scene_classes(WORLD.tracks(hidden()), found_in(), SPARSE.model_copy(update={"extra_views": False}))
     assert rows(without) == EXACT - {(MIDDLE, 4, MIDDLE)}
@@ -250,7 +250,7 @@ def test_extra_views_are_held_to_a_share_of_the_tolerances() -> None:
         found = found_in()
         found[4] = changed(found[4], MIDDLE, octaves=octaves)
         classes = scene_classes(WORLD.tracks(hidden()), found, SPARSE)
-        assert (origin_of(classes, MIDDLE, 4) is Origin.EXTRA) == stays
+        assert (origin_of(classes, MIDDLE, 4) is Assignment.EXTRA) == stays
 
 
 def test_a_point_behind_what_is_seen_around_it_is_hidden() -> None:
@@ -260,9 +260,9 @@ def test_a_point_behind_what_is_seen_around_it_is_hidden() -> None:
     world = replace(WORLD, points=points)
     classes = scene_classes(world.tracks(hidden()), found_in(world), SPARSE)
     assert origin_of(classes, MIDDLE, 4) is None
-    assert origin_of(classes, MIDDLE, 3) is Origin.MATCHED, "where it was matched nobody doubts it"
+    assert origin_of(classes, MIDDLE, 3) is Assignment.MATCHED, "where it was matched nobody doubts it"
     tolerant = SPARSE.model_copy(update={"depth_tolerance": 0.2})
-    assert origin_of(scene_classes(world.tracks(hidden()), found_in(world), tolerant), MIDDLE, 4) is Origin.EXTRA
+    assert origin_of(scene_classes(world.tracks(hidden()), found_in(world), tolerant), MIDDLE, 4) is Assignment.EXTRA
 
 
 def test_a_depth_that_too_few_points_tell_is_not_trusted() -> None:
@@ -280,7 +280,7 @@ def test_views_from_elsewhere_are_not_searched() -> None:
     far = scene_classes(world.tracks(hidden(point)), found_in(world), SPARSE)
     assert 30 < angle(world, point) < 45
     assert origin_of(far, point, 4) is None
-    assert origin_of(scene_classes(world.tracks(hidden(point)), found_in(world), config), point, 4) is Origin.EXTRA
+    assert origin_of(scene_classes(world.tracks(hidden(point)), found_in(world), config), point, 4) is Assignment.EXTRA
 
 
 def angle(world: World, point: int) -> float:
@@ -321,13 +321,13 @@ def joined(worlds: tuple[World, World]) -> list[Detections]:
     return [with_more(a, b.xy, b.scales, b.oris) for a, b in zip(found_in(worlds[0]), found_in(worlds[1]), strict=True)]
 
 
-DENSE = ClassesConfig(dense=DenseConfig(radius=0.2, neighbours=6))
+DENSE = ClassesConfig(dense=DepthConfig(radius=0.2, neighbours=6))
 
 
 def test_detections_between_the_points_are_classes_too(between: tuple[World, World]) -> None:
     classes = scene_classes(WORLD.tracks(EVERYWHERE), joined(between), DENSE)
     members = classes.members
-    own = members.origins == Origin.DENSE
+    own = members.origins == Assignment.DENSE
     assert rows(classes) >= EXACT
     assert classes.counts["classes_dense"] > 0.6 * COUNT
     for keypoint in np.unique(members.keypoints[own]):
@@ -347,7 +347,7 @@ def tilted(points: np.ndarray) -> np.ndarray:
 
 def test_a_plane_tells_every_depth_exactly(between: tuple[World, World]) -> None:
     grid, middles = (replace(world, points=tilted(world.points)) for world in between)
-    exact = DenseConfig(radius=0.2, slope_ridge=0.0)
+    exact = DepthConfig(radius=0.2, slope_ridge=0.0)
     dense = dense_points(grid.tracks(EVERYWHERE), found_in(middles), exact)
     assert len(dense.points) > 0.6 * COUNT * IMAGES
     np.testing.assert_allclose(dense.points, tilted(dense.points), atol=1e-9)
@@ -358,7 +358,7 @@ def test_a_plane_tells_every_depth_exactly(between: tuple[World, World]) -> None
 def test_points_at_many_depths_tell_none(between: tuple[World, World]) -> None:
     rough = np.random.default_rng(0).uniform(-0.3, 0.3, (COUNT, 1)) * (0, 0, 1)
     grid = replace(WORLD, points=WORLD.points + rough)
-    config = DenseConfig(radius=0.2)
+    config = DepthConfig(radius=0.2)
     flat = dense_points(WORLD.tracks(EVERYWHERE), found_in(between[1]), config)
     assert len(dense_points(grid.tracks(EVERYWHERE), found_in(between[1]), config).points) < 0.1 * len(flat.points)
 
@@ -368,7 +368,7 @@ def test_images_that_saw_too_few_neighbours_are_not_searched(between: tuple[Worl
     observed = EVERYWHERE.copy()
     observed[WORLD.points[:, 0] > 0.01, 4] = False
     dense = dense_points(
-        WORLD.tracks(observed), found_in(between[1])[:4] + found_in(WORLD)[4:], DenseConfig(radius=0.2)
+        WORLD.tracks(observed), found_in(between[1])[:4] + found_in(WORLD)[4:], DepthConfig(radius=0.2)
     )
     asked = np.unique(dense.searched_rows[dense.searched_images == 4])
     right = dense.points[:, 0] > 0.4
@@ -382,7 +382,7 @@ def test_dense_classes_need_more_images(between: tuple[World, World]) -> None:
     for image in (2, 3, 4):  # only two images keep the detections between the points
         found[image] = WORLD.detections(image)
     assert scene_classes(WORLD.tracks(EVERYWHERE), found, DENSE).counts["classes_dense"] == 0
-    two = DENSE.model_copy(update={"dense": DenseConfig(radius=0.2, min_patches=2)})
+    two = DENSE.model_copy(update={"dense": DepthConfig(radius=0.2, min_patches=2)})
     assert scene_classes(WORLD.tracks(EVERYWHERE), found, two).counts["classes_dense"] > 0
 
 

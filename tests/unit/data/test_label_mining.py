@@ -13,10 +13,10 @@ from featkit.data.label_mining import (
     MinedLabels,
     centres_of,
     far_apart,
-    features_of,
     hog,
     mine_labels,
     nearest_centre,
+    patch_features,
 )
 from featkit.data.patch_set import PatchSet
 
@@ -61,12 +61,12 @@ def test_hog_is_that_of_the_slow_one() -> None:
 
 def test_features_are_2240_and_do_not_depend_on_the_size_of_a_patch() -> None:
     big = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
-    found = features_of(big, np.array([2, 0]))
+    found = patch_features(big, np.array([2, 0]))
     assert found.shape == (2, 2240)
     assert torch.allclose(
         found[1, -256:].reshape(16, 16)[3, 5] * 255, torch.tensor(big[0, 12:16, 20:24].mean()).float()
     )
-    assert features_of(big[:, ::2, ::2].copy(), np.array([0])).shape == (1, 2240)
+    assert patch_features(big[:, ::2, ::2].copy(), np.array([0])).shape == (1, 2240)
 
 
 def test_kmeans_finds_clusters_that_lie_apart_and_the_seed_decides() -> None:

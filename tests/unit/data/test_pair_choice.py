@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from posed_scenes import RadialLens, tracks_of
 
-from featkit.data.pair_choice import PairChoiceConfig, PairStatistics, PinholeView, candidates, choose, shared_counts
+from featkit.data.pair_choice import (
+    PairChoiceConfig,
+    PairStatistics,
+    PinholeView,
+    candidates,
+    choose_training_pairs,
+    shared_counts,
+)
 from featkit.data.tracks import SceneTracks
 from featkit.geometry.poses import look_at, rotation_matrix
 
@@ -100,7 +107,7 @@ def statistics(images: int) -> PairStatistics:
 
 def test_at_most_so_many_pairs_of_each_image_and_all_difficulties() -> None:
     everything = statistics(40)
-    drawn = [choose(everything, 40, 8, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    drawn = [choose_training_pairs(everything, 40, 8, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     counts = np.bincount(drawn[0].pairs.ravel(), minlength=40)
     assert counts.max() == 8
     assert counts.min() >= 6
@@ -114,5 +121,5 @@ def test_at_most_so_many_pairs_of_each_image_and_all_difficulties() -> None:
 
 def test_all_pairs_where_there_is_room() -> None:
     everything = statistics(6)
-    assert len(choose(everything, 6, 5, np.random.default_rng(0))) == 15
-    assert len(choose(everything.select(np.zeros(15, bool)), 6, 5, np.random.default_rng(0))) == 0
+    assert len(choose_training_pairs(everything, 6, 5, np.random.default_rng(0))) == 15
+    assert len(choose_training_pairs(everything.select(np.zeros(15, bool)), 6, 5, np.random.default_rng(0))) == 0

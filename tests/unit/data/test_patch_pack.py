@@ -26,7 +26,14 @@ from featkit.data.patch_pack import (
     write_pack,
 )
 from featkit.data.patch_set import PatchSet, union
-from featkit.data.phototour import create_bitmaps, draw_pairs, read_phototour, write_info, write_pairs, write_scenes
+from featkit.data.phototour import (
+    create_bitmaps,
+    draw_pairs,
+    read_phototour,
+    write_info,
+    write_phototour_pairs,
+    write_scenes,
+)
 
 LOSSLESS = PackConfig(quality=0)
 
@@ -48,7 +55,7 @@ def make_folder(root: Path, classes: int, seed: int, scenes: tuple[str, ...] = (
     write_scenes(root, [(name, f"{i}.jpg") for name in scenes for i in range(4)])
     (root / "licence.txt").write_text(f"{root.name}: CC0\n")
     if pairs:
-        write_pairs(root, draw_pairs(labels, scene, pairs, rng), labels)
+        write_phototour_pairs(root, draw_pairs(labels, scene, pairs, rng), labels)
     return root
 
 

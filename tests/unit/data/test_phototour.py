@@ -22,11 +22,11 @@ from featkit.data.phototour import (
     create_bitmaps,
     find_pairs,
     read_image_ids,
-    read_pairs,
     read_phototour,
+    read_phototour_pairs,
     write_info,
-    write_pairs,
     write_phototour,
+    write_phototour_pairs,
     write_scenes,
 )
 
@@ -222,11 +222,11 @@ def test_pairs_have_the_columns_of_the_official_files(folder: Path) -> None:
     patch_set = read_phototour(folder)
     same = int(np.flatnonzero(np.diff(patch_set.classes) == 0)[0])
     pairs = TestPairs(np.array([same, 0]), np.array([same + 1, 299]), np.array([True, False]))
-    path = write_pairs(folder, pairs, patch_set.classes)
+    path = write_phototour_pairs(folder, pairs, patch_set.classes)
     assert path.name == "m50_2_2_0.txt"
     c = patch_set.classes
     assert path.read_text() == f"{same} {c[same]} 0 {same + 1} {c[same]} 0 0\n0 {c[0]} 0 299 {c[299]} 0 0\n"
-    got = read_pairs(path, patch_set)
+    got = read_phototour_pairs(path, patch_set)
     assert len(got) == 2
     np.testing.assert_array_equal([got.index0, got.index1, got.match], [pairs.index0, pairs.index1, pairs.match])
 
@@ -234,7 +234,7 @@ def test_pairs_have_the_columns_of_the_official_files(folder: Path) -> None:
 def test_official_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m50_1000_1000_0.txt"
     path.write_text("55990 19870 0 55991 19870 0 0\n222535 81100 0 434451 155431 0 0\n")
-    got = read_pairs(path)
+    got = read_phototour_pairs(path)
     assert got.index0.tolist() == [55990, 222535]
     assert got.index1.tolist() == [55991, 434451]
     assert got.match.tolist() == [True, False]
@@ -255,7 +255,7 @@ def test_pairs_that_do_not_belong_to_the_set(folder: Path, line: str, message: s
     path = folder / "m50_1_1_0.txt"
     path.write_text(line.format(patch_set.classes[0], patch_set.classes[299]) + "\n")
     with pytest.raises(BadInputError, match=message):
-        read_pairs(path, patch_set)
+        read_phototour_pairs(path, patch_set)
 
 
 def test_the_official_pairs_come_first_then_the_largest(tmp_path: Path) -> None:

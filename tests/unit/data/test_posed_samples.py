@@ -17,13 +17,13 @@ from posed_scenes import MadeScene, make_scene, smooth_noise
 from featkit.core.errors import BadInputError
 from featkit.data.posed_pairs import read_posed_pairs, split_pairs
 from featkit.data.posed_samples import (
-    HomographyConfig,
     HomographyPairs,
     PairAugmentation,
     PairFeed,
     PairOrder,
     PixelCache,
     PosedSamples,
+    WarpConfig,
 )
 from featkit.data.views import CanvasConfig, JitterConfig, ViewConfig, draw_view
 from featkit.geometry.epipolar import epipolar_distances
@@ -149,7 +149,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_homography_joins_the_two_views(photographs: Path) -> None:
     """Colours at a pixel of canvas 0 are found again at its place in canvas 1."""
-    pairs = HomographyPairs([photographs], HomographyConfig(canvas=CANVAS, jitter=STILL))
+    pairs = HomographyPairs([photographs], WarpConfig(canvas=CANVAS, jitter=STILL))
     assert len(pairs) == 3
     for index in range(3):
         sample = pairs.sample(index, np.random.default_rng(index))
@@ -170,7 +170,7 @@ def test_the_homography_joins_the_two_views(photographs: Path) -> None:
 def test_what_both_views_see_is_in_front_and_nothing_else(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strong views, some of whose pixels (0, 0) lie beyond the other's horizon. What a view sees is a quadrilateral."""
     views = ViewConfig(rotation_deg=45, scale_max=2, perspective=0.3)
-    pairs = HomographyPairs([photographs], HomographyConfig(canvas=CANVAS, jitter=STILL, views=views))
+    pairs = HomographyPairs([photographs], WarpConfig(canvas=CANVAS, jitter=STILL, views=views))
     y, x = np.mgrid[:96:3, :128:3]
     pixels = np.stack([x, y], axis=2).reshape(-1, 2).astype(float)
     corners = np.array([[0.0, 0], [127, 0], [127, 95], [0, 95]])
@@ -200,7 +200,7 @@ def test_photographs_are_zoomed(tmp_path: Path) -> None:
     """Of a photograph that grows brighter to the right a part as wide as the zoom lets be seen is shown."""
     cv2.imwrite(str(tmp_path / "ramp.png"), np.tile(np.arange(256, dtype=np.uint8), (192, 1)))
     canvas = CanvasConfig(width=64, height=64, cover_min=1, zoom_max=4)
-    pairs = HomographyPairs([tmp_path], HomographyConfig(canvas=canvas, jitter=STILL, views=ViewConfig()))
+    pairs = HomographyPairs([tmp_path], WarpConfig(canvas=canvas, jitter=STILL, views=ViewConfig()))
     shown = [int(np.ptp(pairs.sample(0, np.random.default_rng(seed)).image0)) for seed in range(12)]
     assert 60 <= min(shown) < 90 < 150 < max(shown) < 192
 
@@ -211,7 +211,7 @@ def test_photographs_are_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(np.rot90(pixels)).save(tmp_path / "turned.png", exif=exif)
     Image.fromarray(pixels).save(tmp_path / "upright.png")
-    config = HomographyConfig(canvas=CANVAS, jitter=STILL)
+    config = WarpConfig(canvas=CANVAS, jitter=STILL)
     turned, plain = (HomographyPairs([tmp_path / name], config) for name in ("turned.png", "upright.png"))
     for pairs in (turned, plain):
         assert len(pairs) == 1
@@ -287,7 +287,7 @@ def test_processes_share_a_batch(scene: MadeScene) -> None:
 
 
 def test_batches_of_photographs(photographs: Path) -> None:
-    feed = PairFeed(HomographyPairs([photographs], HomographyConfig(canvas=CANVAS)), 2)
+    feed = PairFeed(HomographyPairs([photographs], WarpConfig(canvas=CANVAS)), 2)
     batch = feed.next()
     feed.close()
     assert tuple(batch.images0.shape) == (2, 96, 128, 3)

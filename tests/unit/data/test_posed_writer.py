@@ -16,7 +16,7 @@ from posed_scenes import RadialLens, tracks_of
 
 from featkit.core.errors import BadInputError
 from featkit.data import make_posed_pairs as posed_scene
-from featkit.data.make_posed_pairs import PosedPairsConfig, make_posed_pairs, name_of
+from featkit.data.make_posed_pairs import PosedPairsConfig, name_of, write_posed_pairs
 from featkit.data.pair_choice import PairChoiceConfig
 from featkit.data.posed_pairs import PosedConfig, PosedPairs, read_posed_pairs
 from featkit.data.posed_samples import PairAugmentation, PosedSamples
@@ -59,7 +59,7 @@ def lens_scene(small_rendered: Any, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def made(lens_scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("posed") / "out"
-    return out, make_posed_pairs(CONFIG, [lens_scene], out)
+    return out, write_posed_pairs(CONFIG, [lens_scene], out)
 
 
 def seen_by(pairs: PosedPairs, image: int, points: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_files_that_are_stored_turned(made: tuple[Path, Any], lens_scene: Scene,
         translations=np.array([turn @ tracks.translations[0], *tracks.translations[1:]]),
         projectors=(replace(lens, centre=tuple(centre)), *tracks.projectors[1:]),
     )
-    make_posed_pairs(CONFIG, [replace(lens_scene, tracks=turned, images=images)], tmp_path / "out")
+    write_posed_pairs(CONFIG, [replace(lens_scene, tracks=turned, images=images)], tmp_path / "out")
     found, plain = read_posed_pairs(tmp_path / "out"), read_posed_pairs(made[0])
     if mirrored:
         assert found.scenes[0].sizes[0].tolist() == plain.scenes[0].sizes[0].tolist()[:: 1 if tag == 2 else -1]
@@ -189,14 +189,14 @@ def test_a_set_that_is_whole_is_kept(
 ) -> None:
     out = Path(shutil.copytree(made[0], tmp_path / "out"))
     monkeypatch.setattr(posed_scene, "decode", None)  # nothing may be read again
-    assert make_posed_pairs(CONFIG, [lens_scene], out) == made[1]
+    assert write_posed_pairs(CONFIG, [lens_scene], out) == made[1]
     more = PosedPairsConfig(max_side=200, workers=1)
     with pytest.raises(BadInputError, match="--overwrite"):
-        make_posed_pairs(more, [lens_scene], out)
+        write_posed_pairs(more, [lens_scene], out)
     with pytest.raises(BadInputError, match="--overwrite"):
-        make_posed_pairs(CONFIG, [lens_scene], out, seed=1)
+        write_posed_pairs(CONFIG, [lens_scene], out, seed=1)
     monkeypatch.undo()
-    make_posed_pairs(more, [lens_scene], out, overwrite=True)
+    write_posed_pairs(more, [lens_scene], out, overwrite=True)
     assert read_posed_pairs(out).scenes[0].sizes.max() == 200
     assert sorted(p.name for p in out.iterdir()) == ["courtyard", "dataset.json", "licence.txt"]
 
@@ -216,7 +216,7 @@ def test_stopped_it_goes_on(
     out = tmp_path / "out"
     monkeypatch.setattr(posed_scene, "_write_photograph", stops)
     with pytest.raises(KeyboardInterrupt):
-        make_posed_pairs(CONFIG, [lens_scene], out)
+        write_posed_pairs(CONFIG, [lens_scene], out)
     assert not (out / "courtyard").exists()
     journal = out / ".courtyard.part" / posed_scene.JOURNAL
     journal.write_text(journal.read_text()[:-10])  # the last line was being written
@@ -224,7 +224,7 @@ def test_stopped_it_goes_on(
     monkeypatch.setattr(
         posed_scene, "_write_photograph", lambda c, s, number, t: (again.append(number), whole(c, s, number, t))[1]
     )
-    assert make_posed_pairs(CONFIG, [lens_scene], out) == made[1]
+    assert write_posed_pairs(CONFIG, [lens_scene], out) == made[1]
     assert again == [2, 3, 4, 5]
     files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
     assert sorted(files) == sorted(p.relative_to(made[0]) for p in made[0].rglob("*") if p.is_file())
@@ -240,7 +240,7 @@ def cropped(scene: Scene) -> Scene:
 def test_what_a_training_refuses_is_written_only_when_asked_for(lens_scene: Scene, tmp_path: Path) -> None:
     config = PosedPairsConfig(max_side=220, workers=1, principal_tolerance=0.4)
     assert config.fingerprint() == CONFIG.fingerprint(), "what is written is the same"
-    make_posed_pairs(config, [cropped(lens_scene)], tmp_path / "out")
+    write_posed_pairs(config, [cropped(lens_scene)], tmp_path / "out")
     with pytest.raises(BadInputError, match=r"img_cam.txt:1: .*data.principal_tolerance"):
         read_posed_pairs(tmp_path / "out")
     assert len(read_posed_pairs(tmp_path / "out", PosedConfig(principal_tolerance=0.4))) > 3
@@ -275,13 +275,13 @@ def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
     ]
     for config, scene, says in wrong:
         with pytest.raises(BadInputError, match=says):
-            make_posed_pairs(config, [scene], out)
+            write_posed_pairs(config, [scene], out)
         assert not (out / "courtyard").exists()
         shutil.rmtree(out, ignore_errors=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("")
     with pytest.raises(BadInputError, match=r"letter\.txt"):
-        make_posed_pairs(CONFIG, [lens_scene], tmp_path / "full")
+        write_posed_pairs(CONFIG, [lens_scene], tmp_path / "full")
 
 
 @pytest.mark.parametrize("size", [(200, 150), (641, 480)])
@@ -293,7 +293,7 @@ def test_photographs_that_were_resized(
         picture = cv2.imread(str(lens_scene.images / name))
         how = cv2.INTER_AREA if size[0] < 400 else cv2.INTER_CUBIC
         cv2.imwrite(str(tmp_path / name), cv2.resize(picture, size, interpolation=how))
-    make_posed_pairs(CONFIG, [replace(lens_scene, images=tmp_path)], tmp_path / "out")
+    write_posed_pairs(CONFIG, [replace(lens_scene, images=tmp_path)], tmp_path / "out")
     resized, pairs = read_posed_pairs(tmp_path / "out"), read_posed_pairs(made[0])
     np.testing.assert_array_equal(resized.pairs, pairs.pairs)
     for index, (_, first, second) in enumerate(resized.pairs):
@@ -322,13 +322,13 @@ def test_scenes_with_nothing_to_learn_from_are_passed_over(
     others = [replace(lens_scene, tracks=one) for one in (thin, near)]
     config = PosedPairsConfig(max_side=100, workers=1)
     with caplog.at_level("WARNING", "featkit"):
-        summary = make_posed_pairs(config, [others[0], lens_scene, others[1]], tmp_path / "out")
+        summary = write_posed_pairs(config, [others[0], lens_scene, others[1]], tmp_path / "out")
     assert list(summary["scenes"]) == list(summary["licences"]) == ["courtyard"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["courtyard", "dataset.json", "licence.txt"]
     lines = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[:2] for line in lines] == [["passed over", " thin"], ["passed over", " near"]]
     with pytest.raises(BadInputError, match="thin: no two images share"):
-        make_posed_pairs(config, others[:1], tmp_path / "none")
+        write_posed_pairs(config, others[:1], tmp_path / "none")
 
 
 def test_names() -> None:

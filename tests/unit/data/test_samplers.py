@@ -17,11 +17,11 @@ from featkit.data.samplers import (
     PairSampler,
     Sampler,
     choose_positives,
+    distance_weights,
     distances_from_anchor,
-    pair_weights,
     usable_classes,
 )
-from featkit.training.run_folder import plain
+from featkit.training.run_folder import picklable
 
 SIZES = [2, 3, 2, 5, 2, 4, 9, 2, 2, 3, 2]
 
@@ -237,7 +237,7 @@ def test_a_restored_sampler_draws_the_same_batches(kind: str) -> None:
     for _ in range(5):
         whole.draw()
     again = make()
-    again.restore(plain(whole.state()))  # as a checkpoint gives it back
+    again.restore(picklable(whole.state()))  # as a checkpoint gives it back
     for _ in range(20):
         one, other = whole.draw(), again.draw()
         assert (one.patches == other.patches).all()
@@ -255,7 +255,7 @@ def test_strength_zero_is_exactly_random_sampling() -> None:
     chosen = choose_positives(distances, 0.0, chance)
     assert torch.equal(chosen, (chance * 5).long())
     assert torch.equal(chosen, choose_positives(distances.flip(1), 0.0, chance)), "distances play no part"
-    assert pair_weights(distances[:, 0], 0.0, 0.01) is None
+    assert distance_weights(distances[:, 0], 0.0, 0.01) is None
 
 
 def test_infinite_strength_takes_the_most_distant() -> None:
@@ -276,7 +276,7 @@ def test_positives_are_drawn_in_proportion_to_a_power_of_the_distance() -> None:
 
 
 def test_weights_are_inverse_distances() -> None:
-    weights = pair_weights(torch.tensor([0.5, 1.0, 0.001]), 10.0, 0.1)
+    weights = distance_weights(torch.tensor([0.5, 1.0, 0.001]), 10.0, 0.1)
     assert weights is not None
     assert torch.allclose(weights, torch.tensor([2.0, 1.0, 10.0]))
 

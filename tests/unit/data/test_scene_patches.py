@@ -16,15 +16,15 @@ from featkit.core.errors import BadInputError, EmptyResultError, NotWritableErro
 from featkit.data import geometric_classes
 from featkit.data import make_patches as scene_patches
 from featkit.data.keypoint_classes import ClassesConfig, Detections
-from featkit.data.make_patches import PatchesConfig, cut, make_patches
-from featkit.data.phototour import find_pairs, read_image_ids, read_pairs, read_phototour
+from featkit.data.make_patches import PatchSetConfig, cut, write_patch_set
+from featkit.data.phototour import find_pairs, read_image_ids, read_phototour, read_phototour_pairs
 from featkit.data.tracks import Scene, SceneTracks
 from featkit.demo.scene import RenderedConfig, surface_point
 from featkit.geometry.poses import rotation_matrix
 from featkit.images.read import DecodeConfig, decode
 
 RENDERED = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)
-CONFIG = PatchesConfig(workers=1, test_pairs=1000)
+CONFIG = PatchSetConfig(workers=1, test_pairs=1000)
 VISIBLE_M = 0.02  # how near the surface under a projection must be to the point
 MAP_POINTS = 400
 
@@ -115,7 +115,7 @@ def quick(detected: dict[str, Detections], monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(scope="module")
 def made(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("patches") / "courtyard"
-    return out, make_patches(CONFIG, [scene], out)
+    return out, write_patch_set(CONFIG, [scene], out)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -149,7 +149,7 @@ def test_pairs_match_as_they_say(made: tuple[Path, dict[str, Any]]) -> None:
     out, summary = made
     patch_set = read_phototour(out)
     path = find_pairs(out)
-    pairs = read_pairs(path, patch_set)
+    pairs = read_phototour_pairs(path, patch_set)
     assert path.name == summary["test_pairs"]["file"] == "m50_1000_1000_0.txt"
     assert pairs.match.sum() == summary["test_pairs"]["matching"] == 500
     images = read_image_ids(out)
@@ -170,12 +170,12 @@ def test_all_patches_of_a_class_show_one_place(scene: Scene, monkeypatch: pytest
     """The true surface under every detection: within 2 sigmas, a sixth of a patch's side, of its class's middle."""
     cuts: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def remember(config: PatchesConfig, image: Any, found: Detections, index: np.ndarray) -> np.ndarray:
+    def remember(config: PatchSetConfig, image: Any, found: Detections, index: np.ndarray) -> np.ndarray:
         cuts.append((found.xy[index], found.scales[index]))
         return np.zeros((len(index), 64, 64), np.uint8)
 
     monkeypatch.setattr("featkit.data.make_patches.cut", remember)
-    make_patches(CONFIG, [scene], tmp_path / "set")
+    write_patch_set(CONFIG, [scene], tmp_path / "set")
     patch_set, images = read_phototour(tmp_path / "set"), read_image_ids(tmp_path / "set")
     places, sigmas = np.zeros((len(patch_set), 3)), np.zeros(len(patch_set))
     for image, (xy, scales) in zip(np.unique(images), cuts, strict=True):
@@ -192,11 +192,11 @@ def test_all_patches_of_a_class_show_one_place(scene: Scene, monkeypatch: pytest
     assert np.median(off) < 0.3
 
 
-def geometric(**changes: Any) -> PatchesConfig:
+def geometric(**changes: Any) -> PatchSetConfig:
     """By geometry, without jitter unless asked."""
     still = {"position_px": 0.0, "angle_deg": 0.0, "octaves": 0.0}
     values = {"jitter": still, **changes, "geometry": {"seeds_per_image": 150, **changes.get("geometry", {})}}
-    return PatchesConfig(source="geometry", workers=1, test_pairs=200, **values)
+    return PatchSetConfig(source="geometry", workers=1, test_pairs=200, **values)
 
 
 @pytest.mark.usefixtures("quick")
@@ -259,13 +259,13 @@ def test_projections_are_jittered_within_the_limits(scene: Scene) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_set_by_geometry_is_written_and_limited(scene: Scene, tmp_path: Path) -> None:
-    summary = make_patches(geometric(max_patches=120), [scene], tmp_path / "set", seed=1)
+    summary = write_patch_set(geometric(max_patches=120), [scene], tmp_path / "set", seed=1)
     patch_set = read_phototour(tmp_path / "set")
     assert 100 < len(patch_set) == summary["patches"] <= 120
     counts = summary["scenes"]["courtyard"]
     assert counts["patches"] == len(patch_set)
     assert 0 < counts["patches_projected"] < len(patch_set)
-    pairs = read_pairs(find_pairs(tmp_path / "set"), patch_set)
+    pairs = read_phototour_pairs(find_pairs(tmp_path / "set"), patch_set)
     a, b = normalised(patch_set.patches[pairs.index0]), normalised(patch_set.patches[pairs.index1])
     assert np.median((a * b).mean((1, 2))[pairs.match]) > 0.8
     assert patch_set.images is not None
@@ -299,7 +299,7 @@ def made_poses(scene: Scene) -> Any:
 
 
 def test_the_same_bytes_whatever_the_workers(scene: Scene, made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    make_patches(CONFIG.model_copy(update={"workers": 2}), [scene], tmp_path / "set")
+    write_patch_set(CONFIG.model_copy(update={"workers": 2}), [scene], tmp_path / "set")
     assert contents(tmp_path / "set") == contents(made[0])
 
 
@@ -307,7 +307,7 @@ def test_the_same_bytes_whatever_the_workers(scene: Scene, made: tuple[Path, dic
 def test_scenes_are_joined_and_limited(scene: Scene, made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     second = Scene(replace(scene.tracks, name="again"), scene.images)
     limited = CONFIG.model_copy(update={"max_patches": 100})
-    summary = make_patches(limited, [scene, second], tmp_path / "set", seed=3)
+    summary = write_patch_set(limited, [scene, second], tmp_path / "set", seed=3)
     patch_set, images = read_phototour(tmp_path / "set"), read_image_ids(tmp_path / "set")
     assert patch_set.scene_names == ("courtyard", "again")
     assert 180 < len(patch_set) <= 200
@@ -315,12 +315,12 @@ def test_scenes_are_joined_and_limited(scene: Scene, made: tuple[Path, dict[str,
         assert 90 < (patch_set.scenes == number).sum() <= 100
     assert not set(patch_set.classes[patch_set.scenes == 0]) & set(patch_set.classes[patch_set.scenes == 1])
     assert set(images[patch_set.scenes == 1]) <= set(range(6, 12))
-    pairs = read_pairs(find_pairs(tmp_path / "set"), patch_set)
+    pairs = read_phototour_pairs(find_pairs(tmp_path / "set"), patch_set)
     assert (patch_set.scenes[pairs.index0] == patch_set.scenes[pairs.index1]).all()
     assert summary["licences"]["again"].startswith("not stated")
     whole = np.bincount(read_phototour(made[0]).classes)
     assert set(np.bincount(patch_set.classes)) <= set(whole), "whole classes"
-    make_patches(limited, [scene, second], tmp_path / "other", seed=4)
+    write_patch_set(limited, [scene, second], tmp_path / "other", seed=4)
     assert contents(tmp_path / "other") != contents(tmp_path / "set")
 
 
@@ -345,19 +345,19 @@ def small(scene: Scene, images: int = 2) -> Scene:
 @pytest.mark.usefixtures("quick")
 def test_what_is_there_is_not_replaced_unasked(scene: Scene, tmp_path: Path) -> None:
     out = tmp_path / "set"
-    make_patches(CONFIG, [small(scene)], out)
+    write_patch_set(CONFIG, [small(scene)], out)
     before = contents(out)
     with pytest.raises(BadInputError, match="--overwrite"):
-        make_patches(CONFIG, [small(scene)], out)
+        write_patch_set(CONFIG, [small(scene)], out)
     tight = CONFIG.model_copy(update={"max_patches": 10})
-    make_patches(tight, [small(scene)], out, overwrite=True)
+    write_patch_set(tight, [small(scene)], out, overwrite=True)
     assert len(read_phototour(out)) <= 10
     assert contents(out) != before
     other = tmp_path / "photographs"
     other.mkdir()
     (other / "precious.jpg").touch()
     with pytest.raises(BadInputError, match="not a patch set"):
-        make_patches(CONFIG, [small(scene)], other, overwrite=True)
+        write_patch_set(CONFIG, [small(scene)], other, overwrite=True)
     assert (other / "precious.jpg").exists()
 
 
@@ -367,7 +367,7 @@ def test_an_interrupted_run_leaves_what_was_there(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     out = tmp_path / "set"
-    make_patches(CONFIG, [small(scene)], out)
+    write_patch_set(CONFIG, [small(scene)], out)
     before = contents(out)
 
     def stop(*arguments: Any, **options: Any) -> None:
@@ -376,7 +376,7 @@ def test_an_interrupted_run_leaves_what_was_there(
     monkeypatch.setattr(f"featkit.data.make_patches.{when}", stop)
     for place in (out, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
-            make_patches(CONFIG, [small(scene)], place, overwrite=True)
+            write_patch_set(CONFIG, [small(scene)], place, overwrite=True)
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
@@ -384,22 +384,22 @@ def test_an_interrupted_run_leaves_what_was_there(
 def test_photographs_of_another_size_are_refused(scene: Scene, tmp_path: Path) -> None:
     wrong = replace(scene, tracks=replace(scene.tracks, image_sizes=scene.tracks.image_sizes * 2))
     with pytest.raises(BadInputError, match=r"0000.jpg: 400 x 300 pixels, but the model's camera has 800 x 600"):
-        make_patches(CONFIG, [wrong], tmp_path / "set")
+        write_patch_set(CONFIG, [wrong], tmp_path / "set")
 
 
 def test_a_missing_photograph_is_named(scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"0000.jpg: no such image"):
-        make_patches(CONFIG, [replace(scene, images=tmp_path)], tmp_path / "set")
+        write_patch_set(CONFIG, [replace(scene, images=tmp_path)], tmp_path / "set")
 
 
 @pytest.mark.usefixtures("quick")
 def test_nothing_found_is_said(scene: Scene, tmp_path: Path) -> None:
     strict = CONFIG.model_copy(update={"classes": ClassesConfig(position_px=1e-6, dense=None)})
     with pytest.raises(EmptyResultError, match="found in two images"):
-        make_patches(strict, [small(scene)], tmp_path / "set")
+        write_patch_set(strict, [small(scene)], tmp_path / "set")
     (tmp_path / "file").touch()
     with pytest.raises(NotWritableError):
-        make_patches(CONFIG, [small(scene)], tmp_path / "file" / "set")
+        write_patch_set(CONFIG, [small(scene)], tmp_path / "file" / "set")
 
 
 def photograph(path: Path, seed: int = 0) -> np.ndarray:

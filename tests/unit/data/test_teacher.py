@@ -11,7 +11,7 @@ import pytest
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features
-from featkit.data.posed_samples import HomographyConfig, HomographyPairs
+from featkit.data.posed_samples import HomographyPairs, WarpConfig
 from featkit.data.teacher import Teacher
 from featkit.data.views import CanvasConfig, PhotometricConfig, ViewConfig
 from featkit.io.features import append_features, open_features
@@ -44,9 +44,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_keypoints_lie_on_what_they_lay_on(photos: Path, tmp_path: Path) -> None:
-    config = HomographyConfig(
+    config = WarpConfig(
         canvas=CanvasConfig(width=128, height=96, zoom_max=1),
-        jitter=HomographyConfig().jitter.model_copy(update={"probability": 0.0}),
+        jitter=WarpConfig().jitter.model_copy(update={"probability": 0.0}),
         photometric=PhotometricConfig(),
         views=ViewConfig(rotation_deg=180, scale_max=1.5, perspective=0.2),
     )

@@ -9,7 +9,7 @@ import pytest
 from featkit.core.errors import BadInputError
 from featkit.evaluation.datasets import available_data, not_learned_from, patch_method, scene_names
 from featkit.features.stage import ExtractConfig, extraction_method
-from featkit.weights.manifest import list_weights
+from featkit.weights.manifest import manifest_rows
 
 TREE = {
     "sequences": ("a/oxford/graf/H1to2p", "hp/v_wall/H_1_2", "hp/v_wall/1.ppm"),
@@ -62,7 +62,7 @@ def test_what_a_shipped_weight_was_trained_on_is_left_out(tmp_path: Path) -> Non
     make(tmp_path, ("scenes/liberty/images/0", "cut/images.txt", "other/images/0"))
     (tmp_path / "cut" / "scenes.txt").write_text("mine\ta.jpg\nchair\tb.jpg\n")
     folders = [tmp_path / "scenes" / "liberty", tmp_path / "cut", tmp_path / "other"]
-    (hynet,) = (row for row in list_weights() if row.name == "hynet")
+    (hynet,) = (row for row in manifest_rows() if row.name == "hynet")
     assert {"liberty", "chair"} <= set(hynet.scenes)
     assert not_learned_from(folders, ["", hynet.sha256]) == [tmp_path / "other"]
     assert not_learned_from(folders, ["", "0" * 64]) == folders

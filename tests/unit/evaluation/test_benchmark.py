@@ -18,7 +18,7 @@ from featkit.cli.eval import eval_app
 from featkit.core.config import Config
 from featkit.core.content import Configuration, Table
 from featkit.core.errors import UsageError
-from featkit.evaluation.benchmark import Benchmark, Plain, Ranked, Result, Work, evaluate, plain
+from featkit.evaluation.benchmark import Benchmark, Plain, Ranked, Result, Work, plain, run_benchmark
 from featkit.report.benchmarks import BenchmarkFiles
 
 
@@ -87,7 +87,7 @@ class Lengths(Benchmark[list[Path], Named]):
 
 def test_one_result_has_json_tables_and_page(tmp_path: Path) -> None:
     benchmark = Lengths.configured({}, seed=5, more=3)
-    result = evaluate(benchmark, [tmp_path, tmp_path], "ab, c,ab", Work(tmp_path))
+    result = run_benchmark(benchmark, [tmp_path, tmp_path], "ab, c,ab", Work(tmp_path))
     numbers = result.as_json()
     assert numbers["benchmark"] == "lengths"
     assert numbers["config"] == {"factor": 3, "seed": 5}
@@ -100,7 +100,7 @@ def test_one_result_has_json_tables_and_page(tmp_path: Path) -> None:
     assert [line.split(": ")[1] for line in lines] == ["all numbers", "curves and pictures"]
     assert BenchmarkFiles(None, None).write(numbers, result.page()) == []
     with pytest.raises(UsageError, match="comma-separated names"):
-        evaluate(benchmark, [tmp_path], " ,", Work(tmp_path))
+        run_benchmark(benchmark, [tmp_path], " ,", Work(tmp_path))
     with pytest.raises(UsageError, match="did you mean 'factor'"):
         Lengths.configured({"facto": 1})
 

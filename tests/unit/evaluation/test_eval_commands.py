@@ -15,7 +15,7 @@ from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 import featkit
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import PatchSet
-from featkit.data.phototour import draw_pairs, write_pairs, write_phototour
+from featkit.data.phototour import draw_pairs, write_phototour, write_phototour_pairs
 from featkit.evaluation.published import published
 from featkit.evaluation.ubc import PatchMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -28,7 +28,7 @@ def photo_set(folder: Path, seed: int) -> Path:
     seen = textures(30, 64, rng)[classes] + 110 * (textures(90, 64, rng) / 128 - 1)
     patches = PatchSet(folder.name, seen.clip(0, 255).astype(np.uint8), classes, np.zeros(90, int), (folder.name,))
     write_phototour(folder, patches)
-    write_pairs(folder, draw_pairs(classes, patches.scenes, 120, rng), classes)
+    write_phototour_pairs(folder, draw_pairs(classes, patches.scenes, 120, rng), classes)
     return folder
 
 

@@ -14,7 +14,7 @@ from featkit.evaluation.metrics import (
     error_auc,
     estimate_homography,
     mma_score,
-    reprojection_errors,
+    transfer_errors,
 )
 from featkit.evaluation.published import published, published_curves
 
@@ -40,21 +40,21 @@ def test_errors_against_a_loop() -> None:
     expected = [
         float(np.hypot(*(mapped(first[i : i + 1], HOMOGRAPHY)[0] - second[j]))) for i, j in enumerate(chosen) if j >= 0
     ]
-    found = reprojection_errors(first, second, matches(chosen), HOMOGRAPHY)
+    found = transfer_errors(first, second, matches(chosen), HOMOGRAPHY)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_a_scale_of_the_homography_changes_nothing() -> None:
     points = np.random.default_rng(1).uniform(0, 300, (8, 2)).astype(np.float32)
-    one = reprojection_errors(points, points, matches([*range(8)]), HOMOGRAPHY)
-    np.testing.assert_allclose(reprojection_errors(points, points, matches([*range(8)]), -7 * HOMOGRAPHY), one)
+    one = transfer_errors(points, points, matches([*range(8)]), HOMOGRAPHY)
+    np.testing.assert_allclose(transfer_errors(points, points, matches([*range(8)]), -7 * HOMOGRAPHY), one)
 
 
 def test_a_point_behind_the_camera_is_wrong_at_every_threshold() -> None:
     behind = np.array([[1.0, 0, 0], [0, 1, 0], [-0.01, 0, 1]])  # x > 100 px
     points = np.array([[50.0, 10], [100, 10], [200, 10]], np.float32)
     second = np.array([[100.0, 20], [0, 0], [-200, -10]], np.float32)
-    errors = reprojection_errors(points, second, matches([0, 1, 2]), behind)
+    errors = transfer_errors(points, second, matches([0, 1, 2]), behind)
     np.testing.assert_array_equal(errors, [0, np.inf, np.inf])
     np.testing.assert_allclose(accuracy(errors), 1 / 3)
 
@@ -65,9 +65,9 @@ def test_half_a_pixel_is_seen() -> None:
     points = np.random.default_rng(2).uniform(0, 100, (9, 2)).astype(np.float32)
     there = ((points + 0.5) * 2 - 0.5).astype(np.float32)
     all_of_them = matches([*range(9)])
-    assert reprojection_errors(points, there, all_of_them, zoom).max() < 1e-4
+    assert transfer_errors(points, there, all_of_them, zoom).max() < 1e-4
     corner = np.diag([2.0, 2.0, 1.0])
-    np.testing.assert_allclose(reprojection_errors(points, there, all_of_them, corner), np.hypot(0.5, 0.5), atol=1e-4)
+    np.testing.assert_allclose(transfer_errors(points, there, all_of_them, corner), np.hypot(0.5, 0.5), atol=1e-4)
 
 
 def test_accuracy_counts_an_error_at_the_threshold() -> None:
@@ -78,7 +78,7 @@ def test_accuracy_counts_an_error_at_the_threshold() -> None:
 def test_nothing_matched_counts_as_zero() -> None:
     nothing = np.zeros((0, 2), np.float32)
     for first, found in ((nothing, matches([])), (np.ones((3, 2), np.float32), matches([-1, -1, -1]))):
-        errors = reprojection_errors(first, nothing, found, HOMOGRAPHY)
+        errors = transfer_errors(first, nothing, found, HOMOGRAPHY)
         assert errors.shape == (0,)
         np.testing.assert_array_equal(accuracy(errors), np.zeros(10))
         assert mma_score(accuracy(errors)) == 0

@@ -12,7 +12,7 @@ import torch
 
 from featkit.core.errors import UsageError
 from featkit.evaluation.metrics import distance_matrix, indexed_distances, pair_distances
-from featkit.evaluation.patches import PatchDescriber, SiftPatchConfig, describe_by_sift, describe_used, describer
+from featkit.evaluation.patches import PatchDescriber, SiftPatchConfig, describe_by_sift, describe_used, patch_describer
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.weights.files import load_patch_network, save_patch_network
 
@@ -97,11 +97,11 @@ def test_more_patches_than_one_batch_stay_in_order() -> None:
 def test_methods_by_name() -> None:
     patches = textures(2)
     for name, root in (("sift", False), ("rootsift", True)):
-        method = describer(name, "cpu")
+        method = patch_describer(name, "cpu")
         assert method.name == name
         np.testing.assert_array_equal(method.describe(patches), describe_by_sift(patches, SiftPatchConfig(root=root)))
     with pytest.raises(UsageError, match="rootsfit"):
-        describer("rootsfit", "cpu")
+        patch_describer("rootsfit", "cpu")
 
 
 @pytest.mark.parametrize("bits", [0, 64])
@@ -110,7 +110,7 @@ def test_a_network_by_its_path(tmp_path: Path, bits: int) -> None:
     network = PatchNetwork(PatchNetworkConfig(architecture="l2net", bits=bits), torch.Generator().manual_seed(0)).eval()
     path = save_patch_network(tmp_path / "net.safetensors", network)
     patches = textures(7)
-    found = describer(str(path), "cpu").describe(patches)
+    found = patch_describer(str(path), "cpu").describe(patches)
     small = patches.reshape(7, 32, 2, 32, 2).mean(axis=(2, 4)) / 255
     loaded, _ = load_patch_network(path, "cpu")
     with torch.no_grad():

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.evaluation.oxford import inside, jacobians, near_pairs, near_regions, overlap_errors
+from featkit.evaluation.oxford import jacobians, maps_inside, near_pairs, near_regions, overlap_errors
 from featkit.geometry.pixels import apply_homography
 
 HOMOGRAPHY = np.array([[0.9, 0.3, 12.0], [-0.2, 1.2, 5.0], [4e-4, -3e-4, 1.0]])
@@ -97,6 +97,6 @@ def test_jacobians_against_differences() -> None:
 
 def test_inside_ends_at_the_borders_of_the_pixels() -> None:
     points = np.array([[-0.5, 0], [-0.51, 0], [9.49, 0], [9.5, 0], [0, 7.49], [0, 7.5]])
-    assert inside(points, np.eye(3), (10, 8)).tolist() == [True, False, True, False, True, False]
+    assert maps_inside(points, np.eye(3), (10, 8)).tolist() == [True, False, True, False, True, False]
     behind = np.array([[1.0, 0, 0], [0, 1, 0], [-1.0, 0, 1]])
-    assert inside(np.array([[2.0, 0]]), behind, (10, 8)).tolist() == [False]
+    assert maps_inside(np.array([[2.0, 0]]), behind, (10, 8)).tolist() == [False]

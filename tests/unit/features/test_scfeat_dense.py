@@ -79,7 +79,7 @@ def test_winograd_rounds_little() -> None:
 
 def test_winograds_matrices_are_exact() -> None:
     """Of any tile and kernel the 4x4 correlation, in float64."""
-    into, kernel, back = convolutions.transforms()
+    into, kernel, back = convolutions.winograd_matrices()
     tile, weights = draw(6, 6).double(), draw(3, 3).double()
     found = back @ ((kernel @ weights @ kernel.T) * (into @ tile @ into.T)) @ back.T
     torch.testing.assert_close(found, F.conv2d(tile[None, None], weights[None, None])[0, 0])

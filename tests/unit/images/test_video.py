@@ -21,7 +21,7 @@ import featkit
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.images.listing import list_images
 from featkit.images.motion import Motion, similarity
-from featkit.images.video import FramesConfig, Survey, choose, run, survey
+from featkit.images.video import FramesConfig, Survey, choose_frames, run, survey
 
 COUNT = 60
 BLURRED = {number for number in range(COUNT) if number % 3}  # two of three
@@ -66,7 +66,7 @@ def shared(first: int, second: int) -> float:
 
 @pytest.mark.parametrize("target", [0.8, 0.6])
 def test_sharp_frames_near_the_target(found: Survey, target: float) -> None:
-    frames = choose(found, FramesConfig(overlap=target))
+    frames = choose_frames(found, FramesConfig(overlap=target))
     assert not BLURRED & set(frames)
     step = 1 - target
     overlaps = [shared(*pair) for pair in itertools.pairwise(frames)]
@@ -79,7 +79,7 @@ def test_sharp_frames_near_the_target(found: Survey, target: float) -> None:
 
 def test_times_overlaps_and_pictures_are_those_of_the_video(found: Survey, written: Path) -> None:
     rows = listed(written)
-    assert kept(written) == choose(found, FramesConfig())
+    assert kept(written) == choose_frames(found, FramesConfig())
     assert rows[0]["overlap"] == ""
     canvas = texture(int(LEFTS[-1]) + SIZE[0] + 8, SIZE[1])
     for before, row in zip([None, *rows], rows, strict=False):
@@ -154,15 +154,15 @@ def test_both_sides_of_a_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_by_time(found: Survey) -> None:
-    frames = choose(found, FramesConfig(fps=5))
+    frames = choose_frames(found, FramesConfig(fps=5))
     assert [frame // 5 for frame in frames] == list(range(COUNT // 5))  # of each fifth of a second
     assert not BLURRED & set(frames)
-    assert choose(found, FramesConfig(fps=1000)) == list(range(COUNT))
+    assert choose_frames(found, FramesConfig(fps=1000)) == list(range(COUNT))
 
 
 @pytest.mark.parametrize("fps", [None, 12.0])
 def test_at_most_so_many_evenly(found: Survey, fps: float | None) -> None:
-    frames = choose(found, FramesConfig(max_frames=4, fps=fps))
+    frames = choose_frames(found, FramesConfig(max_frames=4, fps=fps))
     assert 3 <= len(frames) <= 4
     ways = np.diff(frames if fps else LEFTS[frames])
     assert ways.max() < 2.2 * ways.min()
@@ -170,8 +170,8 @@ def test_at_most_so_many_evenly(found: Survey, fps: float | None) -> None:
 
 def test_at_most_so_many_of_more_shots() -> None:
     cuts = Survey(np.arange(10) / RATE, np.ones(10), np.arange(10), [Motion(np.eye(3))] * 10, SIZE)
-    assert choose(cuts, FramesConfig()) == list(range(10))
-    assert choose(cuts, FramesConfig(max_frames=4)) == [0, 3, 6, 9]
+    assert choose_frames(cuts, FramesConfig()) == list(range(10))
+    assert choose_frames(cuts, FramesConfig(max_frames=4)) == [0, 3, 6, 9]
 
 
 def test_a_phones_rotation_is_applied(tmp_path: Path) -> None:

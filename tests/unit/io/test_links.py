@@ -39,7 +39,7 @@ def test_an_index_has_the_items_of_all_shards(tmp_path: Path) -> None:
     shards = [store(tmp_path / "0.h5", ["b/d.jpg", "a.jpg"]), store(tmp_path / "1.h5", ["b/c.jpg"])]
     assert write_index(tmp_path / "index.h5", shards) == 3
     assert_same(whole, tmp_path / "index.h5")
-    assert maintain.merge([tmp_path / "index.h5"], tmp_path / "merged.h5") == 3
+    assert maintain.merge_stores([tmp_path / "index.h5"], tmp_path / "merged.h5") == 3
     for shard in shards:
         shard.unlink()
     assert_same(whole, tmp_path / "merged.h5")
@@ -96,9 +96,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     ):
         for link in (True, False):
             with pytest.raises(BadInputError, match=words):
-                maintain.merge([first, wrong], tmp_path / "out.h5", link=link)
+                maintain.merge_stores([first, wrong], tmp_path / "out.h5", link=link)
         assert not (tmp_path / "out.h5").exists()
     with pytest.raises(BadInputError, match="exists already"):
-        maintain.merge([first], twice)
+        maintain.merge_stores([first], twice)
     with pytest.raises(BadInputError, match="one of the stores"):
-        maintain.merge([first], first, overwrite=True)
+        maintain.merge_stores([first], first, overwrite=True)

@@ -205,7 +205,9 @@ def test_merging_does_not_copy_what_lies_elsewhere(tmp_path: Path) -> None:
         store.write("a.jpg", Features(np.ones((3, 2)), np.ones((3, 8)), np.ones(3), (9, 9)))
     with h5py.File(tmp_path / "f.h5", "r+") as file:
         file["a.jpg"].create_dataset("more", (3, 8), "f4", external=[(str(tmp_path / "secret"), 0, 96)])
-    refused(lambda: maintain.merge([tmp_path / "f.h5"], tmp_path / "all.h5"), "in other files", tmp_path / "f.h5")
+    refused(
+        lambda: maintain.merge_stores([tmp_path / "f.h5"], tmp_path / "all.h5"), "in other files", tmp_path / "f.h5"
+    )
     assert not (tmp_path / "all.h5").exists()
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.io.lists import read_intrinsics_list, read_pairs, read_poses, write_ply
 from featkit.mapping.covisibility import CovisibleConfig
-from featkit.mapping.export import ExportConfig, export
+from featkit.mapping.export import ExportConfig, export_model
 
 CAMERAS = {
     "SIMPLE_PINHOLE": [900.0, 512.0, 390.0],
@@ -105,7 +105,7 @@ def project_as_nerfstudio(content: dict[str, Any], frame: dict[str, Any], point:
 def test_points_project_correctly_in_nerfstudio_cameras(model: str, rigs: int, tmp_path: Path) -> None:
     made = scene(model, CAMERAS[model], rigs)
     out = tmp_path / "out"
-    done = export("nerfstudio", save_with_photographs(made, tmp_path / "sparse"), out)
+    done = export_model("nerfstudio", save_with_photographs(made, tmp_path / "sparse"), out)
     assert done.files == [out / "sparse_pc.ply", out / "transforms.json"]
     content = json.loads((out / "transforms.json").read_text())
     assert ("fl_x" in content) == (rigs == 1)
@@ -139,9 +139,9 @@ def test_points_project_correctly_in_nerfstudio_cameras(model: str, rigs: int, t
 def test_lenses_unsupported_by_nerfstudio_are_refused(model: str, tmp_path: Path) -> None:
     folder = save_with_photographs(scene(model, UNKNOWN[model]), tmp_path / "sparse")
     with pytest.raises(BadInputError, match=rf"has a {model} camera, which nerfstudio does not support.*--undistort"):
-        export("nerfstudio", folder, tmp_path / "out")
+        export_model("nerfstudio", folder, tmp_path / "out")
     assert not list(tmp_path.glob("out*")) + list(tmp_path.glob(".out*"))
-    assert export("ply", folder, tmp_path / "points.ply").points == 40  # a cloud has no lens
+    assert export_model("ply", folder, tmp_path / "points.ply").points == 40  # a cloud has no lens
 
 
 def test_mixed_lenses_are_refused_for_nerfstudio(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_mixed_lenses_are_refused_for_nerfstudio(tmp_path: Path) -> None:
     second = made.cameras[2]
     second.model, second.params = pycolmap.CameraModelId.OPENCV_FISHEYE, CAMERAS["OPENCV_FISHEYE"]
     with pytest.raises(BadInputError, match="one kind of lens"):
-        export("nerfstudio", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "out")
+        export_model("nerfstudio", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "out")
 
 
 def test_photographs_are_found_near_the_map_or_by_option(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_photographs_are_found_near_the_map_or_by_option(tmp_path: Path) -> None
     names = sorted(image.name for image in made.images.values())
 
     def paths(out: Path, *images: Path) -> set[Path]:
-        export("nerfstudio", folder, out, images=images)
+        export_model("nerfstudio", folder, out, images=images)
         content = json.loads((out / "transforms.json").read_text())
         return {(out / frame["file_path"]).resolve() for frame in content["frames"]}
 
@@ -198,7 +198,7 @@ def test_names_that_macos_has_decomposed(form: Literal["NFC", "NFD"], tmp_path: 
         target = tmp_path / "images" / unicodedata.normalize(other, path.relative_to(images).as_posix())
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
-    export("nerfstudio", folder, tmp_path / "out")
+    export_model("nerfstudio", folder, tmp_path / "out")
     frames = json.loads((tmp_path / "out" / "transforms.json").read_text())["frames"]
     assert len(frames) == 3
     assert all((tmp_path / "out" / frame["file_path"]).is_file() for frame in frames)
@@ -206,7 +206,7 @@ def test_names_that_macos_has_decomposed(form: Literal["NFC", "NFD"], tmp_path: 
 
 def test_text_export_is_the_same_model(tmp_path: Path) -> None:
     made = scene("OPENCV", CAMERAS["OPENCV"], 2)
-    export("text", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "text")
+    export_model("text", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "text")
     read = pycolmap.Reconstruction(str(tmp_path / "text"))
     assert not list((tmp_path / "text").glob("*.bin"))
     assert (read.num_reg_images(), read.num_points3D()) == (made.num_reg_images(), made.num_points3D())
@@ -222,7 +222,7 @@ def test_text_export_is_the_same_model(tmp_path: Path) -> None:
 def test_hloc_export_is_read_by_hloc(tmp_path: Path) -> None:
     made = scene("OPENCV", CAMERAS["OPENCV"], 2)
     out = tmp_path / "hloc"
-    export(
+    export_model(
         "hloc",
         save_with_photographs(made, tmp_path / "sparse"),
         out,
@@ -251,7 +251,7 @@ def test_a_name_with_spaces_is_refused_for_hloc(tmp_path: Path) -> None:
     made = scene("PINHOLE", CAMERAS["PINHOLE"])
     next(iter(made.images.values())).name = "a photograph.jpg"
     with pytest.raises(BadInputError, match=r"'a photograph\.jpg': hloc cannot read names with spaces"):
-        export("hloc", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "out")
+        export_model("hloc", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "out")
 
 
 def test_empty_maps_are_refused(tmp_path: Path) -> None:
@@ -260,14 +260,14 @@ def test_empty_maps_are_refused(tmp_path: Path) -> None:
         made.delete_point3D(point_id)
     folder = save_with_photographs(made, tmp_path / "no points")
     with pytest.raises(EmptyResultError, match="no point"):
-        export("ply", folder, tmp_path / "a.ply")
+        export_model("ply", folder, tmp_path / "a.ply")
     with pytest.raises(EmptyResultError, match="by which stereo pairs images"):
-        export("dense", folder, tmp_path / "dense")
-    export("nerfstudio", folder, tmp_path / "nerf")
+        export_model("dense", folder, tmp_path / "dense")
+    export_model("nerfstudio", folder, tmp_path / "nerf")
     assert "ply_file_path" not in json.loads((tmp_path / "nerf" / "transforms.json").read_text())
-    assert "no pairs-covisible.txt" in export("hloc", folder, tmp_path / "hloc").notes[0]
+    assert "no pairs-covisible.txt" in export_model("hloc", folder, tmp_path / "hloc").notes[0]
     with pytest.raises(EmptyResultError, match="no image of this model has a pose"):
-        export("text", save_with_photographs(pycolmap.Reconstruction(), tmp_path / "empty"), tmp_path / "text")
+        export_model("text", save_with_photographs(pycolmap.Reconstruction(), tmp_path / "empty"), tmp_path / "text")
 
 
 def test_point_coordinates_far_from_the_origin_are_exact(tmp_path: Path) -> None:

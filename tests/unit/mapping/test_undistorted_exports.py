@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
-from featkit.mapping.export import ExportConfig, export
+from featkit.mapping.export import ExportConfig, export_model
 from featkit.mapping.photographs import PictureConfig
 
 SIZE = (640, 480)
@@ -143,7 +143,7 @@ def test_gaussian_splatting_projects_points_onto_the_photographs(
     """Of cameras alone, and of two on a rig: the loader knows no rigs, and takes the pose of each image."""
     model = pycolmap.Reconstruction(str(make_scene(tmp_path, lens, cameras_per_rig=cameras_per_rig)))
     assert {rig.num_sensors() for rig in model.rigs.values()} == {cameras_per_rig}
-    done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out")
+    done = export_model("gaussian-splatting", tmp_path / "sparse", tmp_path / "out")
     assert done.residual_px is not None
     assert done.residual_px < 1e-3
     images, points = read_as_gaussian_splatting(tmp_path / "out")
@@ -169,7 +169,7 @@ def test_photographs_of_12_of_16_bits_are_not_black(tmp_path: Path) -> None:
     for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
         values = np.asarray(Image.open(path)).astype(np.uint16)
         Image.fromarray(values * np.uint16(16 if number else 2)).save(path)
-    export("gaussian-splatting", model, tmp_path / "out")
+    export_model("gaussian-splatting", model, tmp_path / "out")
     brightest = [int(np.asarray(Image.open(path)).max()) for path in sorted((tmp_path / "out" / "images").iterdir())]
     assert len(brightest) == 4
     assert 20 < brightest[0] < 120
@@ -179,7 +179,7 @@ def test_photographs_of_12_of_16_bits_are_not_black(tmp_path: Path) -> None:
 def test_names_are_flat_and_sizes_are_bounded(tmp_path: Path) -> None:
     make_scene(tmp_path, nested=True)
     config = ExportConfig(pictures=PictureConfig(resize_max=320))
-    done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", config=config)
+    done = export_model("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", config=config)
     images, _ = read_as_gaussian_splatting(tmp_path / "out")
     assert sorted(image.name for image in images) == ["0.png", "east_1.png", "east_2.png", "east_3.png"]
     assert "'east/1.png' to 'east_1.png'" in done.notes[0]
@@ -196,7 +196,7 @@ def test_dense_workspace_for_colmap(tmp_path: Path) -> None:
         masks / "0.png.png"
     )
     out = tmp_path / "dense"
-    export("dense", tmp_path / "sparse", out, masks=masks)
+    export_model("dense", tmp_path / "sparse", out, masks=masks)
     model = pycolmap.Reconstruction(str(out / "sparse"))
     names = ["0.png", "east/1.png", "east/2.png", "east/3.png"]
     assert sorted(image.name for image in model.images.values()) == names
@@ -229,7 +229,7 @@ def test_hidden_pixels_are_transparent_for_gaussian_splatting(tmp_path: Path) ->
     alpha = np.full((480, 640), 128, np.uint8)
     picture.putalpha(Image.fromarray(alpha))
     picture.save(tmp_path / "images" / "1.png")
-    done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", masks=tmp_path / "masks")
+    done = export_model("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", masks=tmp_path / "masks")
     assert "2 photographs are transparent" in done.notes[0]
     read = [Image.open(tmp_path / "out" / "images" / f"{number}.png") for number in range(4)]
     assert [image.mode for image in read] == ["RGBA", "RGBA", "RGB", "RGB"]
@@ -248,7 +248,7 @@ def test_nerfstudio_undistorted_with_masks(tmp_path: Path) -> None:
     half = np.full((480, 640), 255, np.uint8)
     half[100:200] = 0
     Image.fromarray(half).save(tmp_path / "masks" / "2.png.png")
-    export(
+    export_model(
         "nerfstudio", tmp_path / "sparse", tmp_path / "a", config=ExportConfig(undistort=True), masks=tmp_path / "masks"
     )
     content = json.loads((tmp_path / "a" / "transforms.json").read_text())
@@ -260,7 +260,7 @@ def test_nerfstudio_undistorted_with_masks(tmp_path: Path) -> None:
         assert Image.open(tmp_path / "a" / path).size == (content["w"], content["h"])
     other = tmp_path / "other"
     make_scene(other)
-    export("nerfstudio", other / "sparse", other / "b", masks=tmp_path / "masks")
+    export_model("nerfstudio", other / "sparse", other / "b", masks=tmp_path / "masks")
     content = json.loads((other / "b" / "transforms.json").read_text())
     frame = content["frames"][2]
     assert frame["file_path"] == "../images/2.png"
@@ -271,7 +271,7 @@ def test_an_aligned_map_keeps_its_origin(tmp_path: Path) -> None:
     make_scene(tmp_path)
     (tmp_path / "sparse" / "alignment.json").write_text('{"featkit_version": "0", "origin": {"latitude": 47.0}}')
     for form in ("gaussian-splatting", "text"):
-        export(form, tmp_path / "sparse", tmp_path / form)
+        export_model(form, tmp_path / "sparse", tmp_path / form)
         assert json.loads((tmp_path / form / "alignment.json").read_text())["origin"] == {"latitude": 47.0}
 
 
@@ -290,12 +290,12 @@ def full_disk(limit: int) -> Iterator[None]:
 def test_existing_files_are_refused_before_the_work(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier export, and the scene's own folder: no photograph is undistorted first."""
     folder, config = make_scene(tmp_path), ExportConfig(undistort=form == "nerfstudio")
-    export(form, folder, tmp_path / "out", config=config)
+    export_model(form, folder, tmp_path / "out", config=config)
     monkeypatch.setattr("featkit.mapping.export.write_pictures", None)
     with pytest.raises(BadInputError, match="exists already; --overwrite replaces it"):
-        export(form, folder, tmp_path / "out", config=config)
+        export_model(form, folder, tmp_path / "out", config=config)
     with pytest.raises(BadInputError, match=r"(images/0\.png|sparse/cameras\.bin): was not made by featkit"):
-        export(form, folder, tmp_path, config=config)
+        export_model(form, folder, tmp_path, config=config)
 
 
 def test_failed_exports_keep_existing_files(tmp_path: Path) -> None:
@@ -303,22 +303,22 @@ def test_failed_exports_keep_existing_files(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for form in ("gaussian-splatting", "hloc"):  # the photographs do not fit, or the model
         with full_disk(1000), pytest.raises(NotWritableError, match="cannot be written"):
-            export(form, folder, out)
+            export_model(form, folder, out)
         assert not list(tmp_path.glob("out*")) + list(tmp_path.glob(".out*"))
     (out / "images").mkdir(parents=True)
     (out / "images" / "2.png").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(BadInputError, match=r"2\.png: was not made by featkit"):
-            export("gaussian-splatting", folder, out, overwrite=overwrite)
+            export_model("gaussian-splatting", folder, out, overwrite=overwrite)
     assert [path.name for path in out.rglob("*.*")] == ["2.png"]
     assert (out / "images" / "2.png").read_text() == "mine"
     (tmp_path / "images" / "1.png").write_bytes((tmp_path / "images" / "1.png").read_bytes()[:-30])
     with pytest.raises(BadInputError, match=r"1\.png: the file is cut off"):
-        export("dense", folder, tmp_path / "dense")
+        export_model("dense", folder, tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
     model = pycolmap.Reconstruction(str(folder))
     for point_id in list(model.points3D):
         model.delete_point3D(point_id)
     model.write(str(folder))
     with pytest.raises(EmptyResultError, match="Gaussian splatting starts from"):
-        export("gaussian-splatting", folder, tmp_path / "empty")
+        export_model("gaussian-splatting", folder, tmp_path / "empty")

@@ -17,7 +17,6 @@ from featkit.report.scene3d import (
     FIELD_OF_VIEW_DEG,
     FILL,
     FirstView,
-    camera_centre,
     first_views,
     frustum_corners,
     frustum_depth,
@@ -66,7 +65,7 @@ def test_frustum_corners_project_to_the_image_corners(depth: float) -> None:
 def test_frustum_path_draws_all_eight_edges_once() -> None:
     view = camera((1.0, 2.0, 0.5))
     path = frustum_path(view, 1.0)
-    vertices = np.vstack([frustum_corners(view, 1.0), camera_centre(view)])
+    vertices = np.vstack([frustum_corners(view, 1.0), view.centre])
     drawn = []
     for start, end in pairwise(path):
         if np.isfinite(start).all() and np.isfinite(end).all():

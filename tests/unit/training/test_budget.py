@@ -177,12 +177,12 @@ def test_the_first_step_in_each_precision_does_not_count() -> None:
 
 
 def test_a_short_training_is_not_measured() -> None:
-    assert planned(precision="auto", steps=MEASURED_FROM - 1) == budget.Plan("fp32", MEASURED_FROM - 1)
+    assert planned(precision="auto", steps=MEASURED_FROM - 1) == budget.TrainingPlan("fp32", MEASURED_FROM - 1)
     assert CLOCK.now == 0
     planned(precision="auto", steps=MEASURED_FROM)
     assert CLOCK.now > 0
     for precision in ("fp32", "bf16"):
-        assert planned(precision=precision, steps=10_000) == budget.Plan(precision, 10_000)
+        assert planned(precision=precision, steps=10_000) == budget.TrainingPlan(precision, 10_000)
         assert CLOCK.now == 0
 
 

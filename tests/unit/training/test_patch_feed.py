@@ -10,7 +10,7 @@ from featkit.data.augment import AugmentConfig
 from featkit.data.patch_set import PatchSet
 from featkit.data.samplers import BatchPlan, PairSampler, usable_classes
 from featkit.training.patch_feed import Draw, PatchFeed, fits
-from featkit.training.run_folder import plain
+from featkit.training.run_folder import picklable
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_a_state_is_that_of_the_batch_handed_out(textures: PatchSet, where: str)
     for _ in range(4):
         whole.next()
     again = feed_of(textures, where)
-    again.restore(plain(whole.state()))
+    again.restore(picklable(whole.state()))
     for _ in range(4):
         one, other = whole.next(), again.next()
         assert torch.equal(one.pixels, other.pixels)

@@ -17,7 +17,7 @@ import torch
 import yaml
 from textures import textured_patches
 
-from featkit.core.config import merge
+from featkit.core.config import merged_values
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.core.registry import resolve
 from featkit.core.runtime import Stopped
@@ -27,10 +27,10 @@ from featkit.losses.hynet import HyNetLoss
 from featkit.training import loop as training
 from featkit.training.distributed import launch
 from featkit.training.informativeness import snapshots
-from featkit.training.patch import PatchTask, train_patch
+from featkit.training.patch import PatchTask, train_descriptor
 from featkit.training.patch_config import PatchTraining
 from featkit.training.run_folder import load_checkpoint, read_metrics, save_checkpoint
-from featkit.training.task import Plan
+from featkit.training.task import TrainingPlan
 from featkit.weights.exchange import export_weight
 from featkit.weights.files import load_patch_network
 
@@ -40,9 +40,9 @@ TIMES = {"patches_per_s", "wait_share"}
 
 
 def recipe(name: str = "hynet", **changes: Any) -> PatchTraining:
-    values = merge(SMALL, changes)
+    values = merged_values(SMALL, changes)
     if name.startswith("adasample"):
-        values = merge({"sampler": {"class_size": 5, "candidates": 4}}, values)
+        values = merged_values({"sampler": {"class_size": 5, "candidates": 4}}, values)
     config = resolve("task", name, values).own
     assert isinstance(config, PatchTraining)
     return config
@@ -72,12 +72,12 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_stopped_training_goes_on_to_the_bit(name: str, textures: PatchSet, tmp_path: Path, killed_at: Any) -> None:
-    whole = train_patch(recipe(name), textures, tmp_path / "whole", device="cpu")
+    whole = train_descriptor(recipe(name), textures, tmp_path / "whole", device="cpu")
     killed_at(3, signal.SIGTERM)
     with pytest.raises(Stopped, match=r"stopped at step 4 of 6, all is saved .* run the same command") as stopped:
-        train_patch(recipe(name), textures, tmp_path / "cut", device="cpu")
+        train_descriptor(recipe(name), textures, tmp_path / "cut", device="cpu")
     assert stopped.value.exit_code == 143
-    cut = train_patch(recipe(name), textures, tmp_path / "cut", device="cpu")
+    cut = train_descriptor(recipe(name), textures, tmp_path / "cut", device="cpu")
     one, other = (load_checkpoint(tmp_path / run / "checkpoint.pt") for run in ("whole", "cut"))
     assert one is not None
     assert other is not None
@@ -99,11 +99,11 @@ def test_interrupting_says_130_and_a_rebuilt_metrics_file_has_no_rows_beyond_the
     handler = signal.getsignal(signal.SIGINT)
     killed_at(1, signal.SIGINT)
     with pytest.raises(Stopped) as stopped:
-        train_patch(recipe(), textures, tmp_path, device="cpu")
+        train_descriptor(recipe(), textures, tmp_path, device="cpu")
     assert stopped.value.exit_code == 130
     metrics = tmp_path / "metrics.csv"
     metrics.write_text(metrics.read_text() + "3,0.5,0.01\n")  # what a later row of a killed run would leave
-    train_patch(recipe(), textures, tmp_path, device="cpu")
+    train_descriptor(recipe(), textures, tmp_path, device="cpu")
     assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4, 5, 6]
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -112,7 +112,7 @@ def test_what_a_stopped_run_exports_names_its_data(textures: PatchSet, tmp_path:
     """Without its scenes, benchmarks would be run on what the network was trained on."""
     killed_at(3, signal.SIGTERM)
     with pytest.raises(Stopped):
-        train_patch(recipe(), textures, tmp_path / "run", device="cpu", name="hynet")
+        train_descriptor(recipe(), textures, tmp_path / "run", device="cpu", name="hynet")
     row = export_weight(tmp_path / "run", "half", tmp_path / "half.safetensors", which="last")
     assert textures.scene_names
     assert (row.recipe, row.data, row.scenes) == ("hynet", textures.name, textures.scene_names)
@@ -123,25 +123,25 @@ def test_a_finished_run_does_nothing_and_another_configuration_is_refused(
     textures: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     short = {"steps": 2, "held_out": {"every": 1.0}}
-    first = train_patch(recipe(**short), textures, tmp_path, device="cpu", name="hynet")
+    first = train_descriptor(recipe(**short), textures, tmp_path, device="cpu", name="hynet")
     monkeypatch.setattr(PatchTask, "step", lambda *_: pytest.fail("a step was taken"))
     with caplog.at_level("INFO", "featkit"):
-        again = train_patch(recipe(**short), textures, tmp_path, device="cpu", name="hynet")
+        again = train_descriptor(recipe(**short), textures, tmp_path, device="cpu", name="hynet")
     assert "finished already" in caplog.text
     assert again.summary == first.summary
     with pytest.raises(UsageError, match=r"another configuration \(batch_size: 8 -> 6\).*--overwrite"):
-        train_patch(recipe(**short, batch_size=6), textures, tmp_path, device="cpu")
+        train_descriptor(recipe(**short, batch_size=6), textures, tmp_path, device="cpu")
     with pytest.raises(BadInputError, match=r"other data .*--overwrite"):
-        train_patch(recipe(**short), textured_patches(150, seed=9), tmp_path, device="cpu")
-    train_patch(recipe(**short, patches_on="host", save_every=1), textures, tmp_path, device="cpu")  # not a result
+        train_descriptor(recipe(**short), textured_patches(150, seed=9), tmp_path, device="cpu")
+    train_descriptor(recipe(**short, patches_on="host", save_every=1), textures, tmp_path, device="cpu")  # not a result
     monkeypatch.undo()
-    anew = train_patch(recipe(**short, batch_size=6), textures, tmp_path, device="cpu", overwrite=True)
+    anew = train_descriptor(recipe(**short, batch_size=6), textures, tmp_path, device="cpu", overwrite=True)
     assert anew.summary["config"]["batch_size"] == 6
 
 
 def test_a_checkpoint_of_another_network_is_refused(textures: PatchSet, tmp_path: Path) -> None:
     config = recipe(steps=1)
-    train_patch(config, textures, tmp_path, device="cpu")
+    train_descriptor(config, textures, tmp_path, device="cpu")
     path = tmp_path / "checkpoint.pt"
     state = load_checkpoint(path)
     assert state is not None
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_network_is_refused(textures: PatchSet, tmp_path
     state["progress"]["step"] = 0
     save_checkpoint(path, state)
     with pytest.raises(BadInputError, match=r"checkpoint\.pt: of another network .*--overwrite"):
-        train_patch(config, textures, tmp_path, device="cpu")
+        train_descriptor(config, textures, tmp_path, device="cpu")
 
 
 def check_bad_batch(folder: Path, data: PatchSet, step: int) -> None:
@@ -171,13 +171,13 @@ def test_a_loss_that_is_no_number_stops_before_the_network_is_touched(
 
     monkeypatch.setattr(HyNetLoss, "forward", poisoned)
     with pytest.raises(EmptyResultError, match=r"step 4: the loss became nan; its batch is in .*bad_batch\.npz"):
-        train_patch(recipe(save_every=2), textures, tmp_path, device="cpu")
+        train_descriptor(recipe(save_every=2), textures, tmp_path, device="cpu")
     check_bad_batch(tmp_path, textures, 4)
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state is not None
     assert state["progress"]["step"] == 2
     monkeypatch.undo()
-    assert train_patch(recipe(save_every=2), textures, tmp_path, device="cpu").summary["steps"] == 6
+    assert train_descriptor(recipe(save_every=2), textures, tmp_path, device="cpu").summary["steps"] == 6
 
 
 @pytest.mark.parametrize("saved_or_measured", [{"save_every": 1}, {"held_out": {"every": 0.025, "pairs": 10}}])
@@ -185,7 +185,7 @@ def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path, sav
     broken = {"learning_rate": 1e6, "reference_batch": None}
     config = recipe("hardnet", steps=40, optimiser=broken, **saved_or_measured)
     with pytest.raises(EmptyResultError, match=r"step \d+: .*bad_batch\.npz") as caught:
-        train_patch(config, textures, tmp_path, device="cpu")
+        train_descriptor(config, textures, tmp_path, device="cpu")
     check_bad_batch(tmp_path, textures, int(re.findall(r"step (\d+)", str(caught.value))[0]))
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state is not None
@@ -194,7 +194,7 @@ def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path, sav
 
 def test_what_a_run_leaves_behind(textures: PatchSet, tmp_path: Path) -> None:
     config = recipe("sdgmnet", steps=4, held_out={"every": 0.25, "pairs": 10}, precision="fp32")
-    trained = train_patch(config, textures, tmp_path, name="sdgmnet", device="cpu")
+    trained = train_descriptor(config, textures, tmp_path, name="sdgmnet", device="cpu")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == json.loads(json.dumps(trained.summary))
     assert summary["patches"] == 4 * 16
@@ -231,36 +231,38 @@ def test_a_run_keeps_the_precision_that_was_measured(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Stopped and gone on with on a processor that would choose otherwise: to the bit what bf16 gives."""
-    train_patch(recipe(precision="bf16"), textures, tmp_path / "whole", device="cpu")
-    train_patch(recipe(precision="fp32"), textures, tmp_path / "float", device="cpu")
-    monkeypatch.setattr(training, "plan", lambda kind, config, *_: Plan("bf16", config.steps))
+    train_descriptor(recipe(precision="bf16"), textures, tmp_path / "whole", device="cpu")
+    train_descriptor(recipe(precision="fp32"), textures, tmp_path / "float", device="cpu")
+    monkeypatch.setattr(training, "plan", lambda kind, config, *_: TrainingPlan("bf16", config.steps))
     killed_at(3, signal.SIGTERM)
     with pytest.raises(Stopped):
-        train_patch(recipe(), textures, tmp_path / "cut", device="cpu")
-    monkeypatch.setattr(training, "plan", lambda kind, config, *_: Plan(config.precision.replace("auto", "fp32"), 6))
+        train_descriptor(recipe(), textures, tmp_path / "cut", device="cpu")
+    monkeypatch.setattr(
+        training, "plan", lambda kind, config, *_: TrainingPlan(config.precision.replace("auto", "fp32"), 6)
+    )
     shutil.copytree(tmp_path / "cut", tmp_path / "again")
-    train_patch(recipe(), textures, tmp_path / "cut", device="cpu")
+    train_descriptor(recipe(), textures, tmp_path / "cut", device="cpu")
     assert stored_precisions(tmp_path / "cut") == ["bf16"] * 3
     last = {run: (tmp_path / run / "last.safetensors").read_bytes() for run in ("whole", "float", "cut")}
     assert last["cut"] == last["whole"] != last["float"]
     assert "continues in" not in caplog.text
     with caplog.at_level("WARNING", "featkit"):
-        train_patch(recipe(precision="fp32"), textures, tmp_path / "again", device="cpu")
+        train_descriptor(recipe(precision="fp32"), textures, tmp_path / "again", device="cpu")
     assert "again: continues in fp32, was started in bf16" in caplog.text
     assert stored_precisions(tmp_path / "again") == ["fp32"] * 3
     assert (tmp_path / "again" / "last.safetensors").read_bytes() not in last.values()
-    train_patch(recipe(precision="bf16"), textures, tmp_path / "again", device="cpu")
+    train_descriptor(recipe(precision="bf16"), textures, tmp_path / "again", device="cpu")
     assert stored_precisions(tmp_path / "again") == ["fp32"] * 3, "what is finished stays as it was made"
 
 
 def test_data_that_is_refused_is_refused_before_measuring(textures: PatchSet, tmp_path: Path) -> None:
     for values in ({"steps": 1000}, {"budget": "9s"}):
         with pytest.raises(UsageError, match="use at most"):
-            train_patch(recipe(batch_size=600, **values), textures, tmp_path, device="cpu")
+            train_descriptor(recipe(batch_size=600, **values), textures, tmp_path, device="cpu")
 
 
 def test_a_short_training_is_in_float32(textures: PatchSet, tmp_path: Path) -> None:
-    train_patch(recipe(steps=1), textures, tmp_path, device="cpu")
+    train_descriptor(recipe(steps=1), textures, tmp_path, device="cpu")
     assert stored_precisions(tmp_path) == ["fp32"] * 3
 
 
@@ -284,7 +286,7 @@ def test_losses_get_float32_vectors_of_exact_norm(
         return result
 
     monkeypatch.setattr(PatchTask, "_batch_loss", watched)
-    train_patch(recipe(name, precision="bf16", steps=1), textures, tmp_path, device="cpu")
+    train_descriptor(recipe(name, precision="bf16", steps=1), textures, tmp_path, device="cpu")
     vectors, results = seen
     assert vectors[:2] == (torch.float32, torch.float32)
     assert vectors[2] < 1e-5
@@ -292,7 +294,7 @@ def test_losses_get_float32_vectors_of_exact_norm(
 
 
 def test_bfloat16_trains_and_scores_float32_descriptors(textures: PatchSet, tmp_path: Path) -> None:
-    trained = train_patch(recipe(precision="bf16", steps=2), textures, tmp_path, device="cpu")
+    trained = train_descriptor(recipe(precision="bf16", steps=2), textures, tmp_path, device="cpu")
     rows = read_metrics(tmp_path / "metrics.csv")
     assert all(np.isfinite(row["loss"]) for row in rows)
     assert trained.summary["config"]["precision"] == "bf16"
@@ -302,7 +304,7 @@ def test_bfloat16_trains_and_scores_float32_descriptors(textures: PatchSet, tmp_
 def test_the_loss_falls_on_textures(name: str, tmp_path: Path) -> None:
     data = textured_patches(90, seed=4)
     config = recipe(name, steps=12, batch_size=16, held_out={"every": 1.0})
-    train_patch(config, data, tmp_path, device="cpu")
+    train_descriptor(config, data, tmp_path, device="cpu")
     losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
 
@@ -348,12 +350,12 @@ def test_the_learning_rate_scales_with_the_batch_where_a_reference_is_given() ->
 
 
 def test_snapshots_are_the_network_along_the_training(textures: PatchSet, tmp_path: Path) -> None:
-    train_patch(recipe(snapshots=3), textures, tmp_path, device="cpu")
+    train_descriptor(recipe(snapshots=3), textures, tmp_path, device="cpu")
     assert [path.name for path in sorted((tmp_path / "snapshots").iterdir())] == [
         f"step_{step:07d}.safetensors" for step in (2, 4, 6)
     ]
     assert {found.step for found in snapshots(tmp_path)} >= {0, 2, 4, 6}
-    train_patch(recipe(), textures, tmp_path, device="cpu", overwrite=True)
+    train_descriptor(recipe(), textures, tmp_path, device="cpu", overwrite=True)
     assert not (tmp_path / "snapshots").exists()
 
 
@@ -407,7 +409,7 @@ def test_degraded_patches_are_learned_from(textures: PatchSet) -> None:
 
 def test_a_training_starts_from_trained_weights(textures: PatchSet, tmp_path: Path) -> None:
     """By a shipped name, whose scenes count as trained on from then on; by a run's file."""
-    shipped = train_patch(
+    shipped = train_descriptor(
         recipe(start="hynet", steps=2, held_out={"every": 1.0}), textures, tmp_path / "a", device="cpu"
     )
     assert {"liberty", *textures.scene_names} <= set(shipped.summary["data"]["scenes"])
@@ -430,7 +432,7 @@ def test_weights_of_another_network_are_refused() -> None:
 def test_weights_record_the_size_of_their_patches(
     textures: PatchSet, tmp_path: Path, recorded: float | None, expected: float
 ) -> None:
-    train_patch(recipe(), replace(textures, magnification=recorded), tmp_path / "run", device="cpu")
+    train_descriptor(recipe(), replace(textures, magnification=recorded), tmp_path / "run", device="cpu")
     for place in ("best.safetensors", "last.safetensors"):
         assert load_patch_network(tmp_path / "run" / place)[0].config.magnification == expected
     for source in (tmp_path / "run", tmp_path / "run" / "checkpoint.pt"):

@@ -18,7 +18,7 @@ from posed_scenes import make_scene
 from typer.testing import CliRunner
 
 from featkit.cli.main import app
-from featkit.core.config import Config, make, merge
+from featkit.core.config import Config, make, merged_values
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.core.runtime import Stopped
 from featkit.core.types import Features
@@ -53,7 +53,7 @@ TIMES = {"pairs_per_s", "photographs_per_s", "wait_share"}
 
 
 def recipe(**changes: Any) -> ScfeatTraining:
-    return make(ScfeatTraining, merge(TINY, changes))
+    return make(ScfeatTraining, merged_values(TINY, changes))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_a_list_of_scenes_is_what_is_learned_from(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# the training scenes\n0003\n\n0001/ # twice\n0001\n")
     once = {"steps": 1, "held_out": {"every": 1.0, "pairs": 1}, "workers": 0}
     recipe_file = tmp_path / "tiny.yaml"
-    values = merge(TINY, {"task": "scfeat", **dict.fromkeys(("warm_up", "description", "detection"), once)})
+    values = merged_values(TINY, {"task": "scfeat", **dict.fromkeys(("warm_up", "description", "detection"), once)})
     values["network"] = {key: list(v) if isinstance(v, tuple) else v for key, v in values["network"].items()}
     recipe_file.write_text(yaml.safe_dump(values))
     command = ["train", "scfeat", "--data", str(root), "--config", str(recipe_file), "--device", "cpu", "--json"]

@@ -13,7 +13,7 @@ from in_process import refused, results, run
 from synthetic_patches import SEQUENCES, write_hpatches, write_rome
 from textures import textured_patches
 
-from featkit.core.config import merge
+from featkit.core.config import merged_values
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import resolve
 from featkit.data.hpatches import read_hpatches, read_rome
@@ -50,7 +50,7 @@ def rome(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(name: str, **changes: Any) -> PatchTraining:
-    config = resolve("task", name, merge(SMALL, changes)).own
+    config = resolve("task", name, merged_values(SMALL, changes)).own
     assert isinstance(config, PatchTraining)
     return config
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from synthetic_view import SIZE, TURNED, MadeView, make_view
 
 from featkit.core.errors import BadInputError, EmptyResultError
-from featkit.viewer.scene import CHUNK, ViewConfig, ViewedScene
+from featkit.viewer.scene import CHUNK, PageImageConfig, ViewedScene
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_tracks(scene: ViewedScene, truth: pycolmap.Reconstruction, made: MadeVi
 
 
 def test_pictures_are_upright_and_small(made: MadeView) -> None:
-    scene = ViewedScene(made.model, ViewConfig(thumbnail_px=80, photograph_px=200))
+    scene = ViewedScene(made.model, PageImageConfig(thumbnail_px=80, photograph_px=200))
     for kind, side in (("thumb", 80), ("photo", 200)):
         for index, name in enumerate(made.names()):
             answer = scene.answer(f"{kind}/{index}.jpg")

@@ -232,9 +232,9 @@ def test_a_pickle_with_code(tmp_path: Path) -> None:
 
 
 def test_a_damaged_cache(authors_file: Path, own_cache: Path) -> None:
-    from featkit.data.fetch_weights import fetch_weights
+    from featkit.data.fetch_weights import cache_weights
 
-    fetch_weights(SMALL, archives=[authors_file])
+    cache_weights(SMALL, archives=[authors_file])
     path = cached_file(SMALL)
     assert load_published(SMALL).sha256 == published_network(SMALL).files[0].sha256
     content = bytearray(path.read_bytes())

@@ -15,9 +15,9 @@ from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.training.patch_config import PatchTraining
 from featkit.training.run_folder import save_checkpoint
 from featkit.weights import manifest
-from featkit.weights.exchange import Origin, export_weight
+from featkit.weights.exchange import WeightOrigin, export_weight
 from featkit.weights.files import load_patch_network, save_patch_network
-from featkit.weights.manifest import list_weights
+from featkit.weights.manifest import manifest_rows
 
 CONFIG = PatchTraining(network=PatchNetworkConfig(architecture="l2net"))
 
@@ -82,7 +82,7 @@ def test_from_a_finished_run(run: Path, tmp_path: Path, which: Any, seed: int, f
 
 def test_what_is_said_goes_before_what_the_run_says(run: Path, tmp_path: Path) -> None:
     finish(run)
-    origin = Origin(data="all of it", licence="CC0", scores={"fpr95_percent": 2.0})
+    origin = WeightOrigin(data="all of it", licence="CC0", scores={"fpr95_percent": 2.0})
     row = export_weight(run, "sharp", tmp_path / "w.safetensors", origin)
     assert (row.recipe, row.data, row.licence, row.scores) == ("hardnet", "all of it", "CC0", {"fpr95_percent": 2.0})
     again = export_weight(tmp_path / "w.safetensors", "blunt", tmp_path / "v.safetensors")
@@ -137,8 +137,8 @@ def test_the_commands(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         *("export", run, "--name", "sharp", "--out", house / "s.safetensors", "--add-to-manifest", "--which", "last"),
         *("--licence", "CC0", "--commit", "abc", "--scores-json", tmp_path / "scores.json"),
     )
-    assert featkit("list")["weights"] == [list_weights()[0].result_fields()]
-    assert list_weights()[0].result_fields() == {key: value for key, value in made.items() if key != "out"}
+    assert featkit("list")["weights"] == [manifest_rows()[0].result_fields()]
+    assert manifest_rows()[0].result_fields() == {key: value for key, value in made.items() if key != "out"}
     shown = featkit("show", "sharp")
     assert (shown["commit"], shown["scores"], shown["whole"]) == ("abc", {"fpr95_percent": 1.25}, True)
     assert featkit("show", house / "s.safetensors")["config"]["architecture"] == "l2net"

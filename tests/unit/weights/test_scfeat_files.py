@@ -15,7 +15,7 @@ from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.training.run_folder import save_checkpoint
 from featkit.weights import manifest
-from featkit.weights.exchange import Origin, export_weight
+from featkit.weights.exchange import WeightOrigin, export_weight
 from featkit.weights.files import (
     load_patch_network,
     load_scfeat_network,
@@ -23,7 +23,7 @@ from featkit.weights.files import (
     save_patch_network,
     save_scfeat_network,
 )
-from featkit.weights.manifest import add_row, list_weights
+from featkit.weights.manifest import add_row, manifest_rows
 
 SMALL = SCFeatNetworkConfig(encoder="resnet18")
 
@@ -164,10 +164,10 @@ def test_export_and_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     house = tmp_path / "house"
     monkeypatch.setattr(manifest, "resource_dir", lambda name: house)
     run = checkpoint(tmp_path / "run")
-    row = export_weight(run, "scfeat-s", house / "s.safetensors", Origin(data="d", licence="CC0"), max_mb=5)
+    row = export_weight(run, "scfeat-s", house / "s.safetensors", WeightOrigin(data="d", licence="CC0"), max_mb=5)
     add_row(row, house)
     assert (row.kind, row.bytes <= 5e6, row.training["step"]) == ("scfeat", True, 60)
-    assert list_weights() == [row]
+    assert manifest_rows() == [row]
     assert SCFeatNetworkConfig(**row.config) == SMALL
     assert apart(make(2), load_scfeat_network("scfeat-s")) < 0.01
     last = export_weight(run, "last", tmp_path / "l.safetensors", which="last")

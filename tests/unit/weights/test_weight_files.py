@@ -20,7 +20,7 @@ from featkit.weights.files import (
     read_metadata_patch_files,
     save_patch_network,
 )
-from featkit.weights.manifest import WeightInfo, add_row, find, list_weights, listed, sha256_of
+from featkit.weights.manifest import WeightInfo, add_row, find_weights, listed, manifest_rows, sha256_of
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "hynet": {"architecture": "hynet"},
@@ -148,8 +148,8 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_by_name(house: Path) -> None:
     network, row = load_patch_network("sharp")
-    assert find("sharp") == house / "sharp.safetensors"
-    assert row == listed("sharp") == list_weights()[0]
+    assert find_weights("sharp") == house / "sharp.safetensors"
+    assert row == listed("sharp") == manifest_rows()[0]
     assert network.config.architecture == "l2net"
     assert load_patch_network(house / "sharp.safetensors")[1] is None
 
@@ -161,9 +161,9 @@ def test_an_unknown_name_gets_the_nearest_one(house: Path) -> None:
         assert str(caught.value) == f"no weights named {name!r}; {hint}"
     for path in ("zzz.safetensors", "some/where", str(house)):
         with pytest.raises(BadInputError, match="no such weights file"):
-            find(path)
+            find_weights(path)
     with pytest.raises(UsageError):
-        find("n" * 5000)
+        find_weights("n" * 5000)
 
 
 def test_another_file_in_its_place_is_refused(house: Path) -> None:
@@ -184,8 +184,8 @@ def test_the_manifest_keeps_one_row_per_name_in_order(house: Path) -> None:
     blurred = row_of(house / "sharp.safetensors", "blurred", licence="CC0", scores={"fpr95_percent": 1.5})
     add_row(blurred, house)
     add_row(row_of(house / "sharp.safetensors", "sharp", recipe="new"), house)
-    assert [row.name for row in list_weights()] == ["blurred", "sharp"]
-    assert [row.recipe for row in list_weights()] == ["", "new"]
+    assert [row.name for row in manifest_rows()] == ["blurred", "sharp"]
+    assert [row.recipe for row in manifest_rows()] == ["", "new"]
     assert listed("blurred") == blurred
     written = json.loads((house / "manifest.json").read_text())["weights"][0]
     assert written["scores"] == {"fpr95_percent": 1.5}
@@ -204,9 +204,9 @@ def test_a_damaged_manifest_is_named(house: Path) -> None:
     ):
         (house / "manifest.json").write_text(content)
         with pytest.raises(BadInputError, match=r"manifest\.json"):
-            find("sharp")
+            find_weights("sharp")
     (house / "manifest.json").unlink()
-    assert list_weights() == []
+    assert manifest_rows() == []
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
