@@ -47,7 +47,7 @@ def versions(name: str, folder: Path, skip: list[str], counts: dict[str, int]) -
         patches = row["training"].get("patches") or counts.get(commit)
         if patches is None:
             sys.exit(f"{name} of {commit}: how many patches has it seen? --patches {commit}=NUMBER, or --skip {commit}")
-        about = {"name": name, "commit": commit, "date": date, "patches": patches, "scenes": len(row["scenes"])}
+        about = {"name": name, "commit": commit, "date": date, "patches": patches}
         about |= {"magnification": row["config"].get("magnification", 12.0), "weights_sha256": row["sha256"]}
         found[patches] = (about, file)
     return [found[patches] for patches in sorted(found)]

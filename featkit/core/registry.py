@@ -133,7 +133,7 @@ class Method(Generic[T]):
 
 
 def resolve(kind: str, name: str, changes: dict[str, Any] | None = None, device: str = "auto") -> Method[Any]:
-    """What a name in `configs/` stands for: the yaml's values, with `changes` laid over them (`merge`).
+    """What a name in `configs/` stands for: the yaml's values, with `changes` laid over them.
 
     kind: a key of `KINDS`, by which a yaml names its class. name: also the path of a yaml file. Nothing is built yet.
     Raises UsageError for an unknown name or field, BadInputError for a file that is not a yaml.

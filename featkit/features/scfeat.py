@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -446,13 +447,15 @@ class Request(NamedTuple):
 
 
 class NetworkThread(Generic[AnImage]):
-    """Calls `work` in one thread, with batches of images of one size.
+    """Calls `work`, a method of the extractor that owns this, in one thread, with batches of images of one size.
 
-    at_once: maximum images per batch. most_pixels: maximum pixels per batch; a larger image forms a batch of its own.
+    The extractor is held weakly: otherwise the two would form a cycle, and its network would stay in memory until
+    Python's garbage collector runs. at_once: maximum images per batch. most_pixels: maximum pixels per batch; a larger
+    image forms a batch of its own.
     """
 
     def __init__(self, work: Callable[[list[AnImage]], list[Features]], at_once: int, most_pixels: int):
-        self._work, self._at_once, self._most_pixels = work, at_once, most_pixels
+        self._work, self._at_once, self._most_pixels = weakref.WeakMethod(work), at_once, most_pixels
         self._waiting: deque[tuple[AnImage, Future[Features]]] = deque()
         self._lock = threading.Lock()
         threads = torch.get_num_threads()
@@ -471,7 +474,10 @@ class NetworkThread(Generic[AnImage]):
         if not batch:
             return  # already in the batch of an earlier call
         try:
-            found = self._work([image for image, _ in batch])
+            work = self._work()
+            assert work is not None  # whoever waits for the features holds the extractor
+            found = work([image for image, _ in batch])
+            del work
         except BaseException as error:
             for _, done in batch:
                 done.set_exception(error)

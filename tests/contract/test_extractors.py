@@ -1,5 +1,7 @@
 """Contract of all registered extractors; see featkit/features/base.py."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -155,7 +157,14 @@ def test_the_same_pixels_give_the_same_features(extractor: Any) -> None:
     assert np.array_equal(pixels, before), "the image is left as it was"
     extractor.extract(image(extractor, 5, 150, 190))
     assert_same(extractor.extract(pixels), first)
-    assert_same(type(extractor)(extractor.config, "cpu").extract(pixels), first)
+    another = type(extractor)(extractor.config, "cpu")
+    assert_same(another.extract(pixels), first)
+    watched = weakref.ref(another)
+    gc.disable()
+    del another
+    freed = watched() is None
+    gc.enable()
+    assert freed, "no cycle keeps the network in memory"
 
 
 def test_a_read_only_image(extractor: Any) -> None:

@@ -1,5 +1,7 @@
 """Contract of all registered matchers; see featkit/matching/stage.py."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -115,6 +117,18 @@ def test_batching_does_not_change_results(matcher: Any, views: Views) -> None:
     for found, expected in zip(matcher.match(pairs[::-1]), together[::-1], strict=True):
         assert_same(found, expected)
     assert matcher.match([]) == []
+
+
+def test_freed_with_its_last_user(matcher: Any, views: Views) -> None:
+    """No cycle keeps a network in memory until the garbage collector runs."""
+    another = type(matcher)(matcher.config, "cpu")
+    another.match([views(64, 64, 3)])
+    watched = weakref.ref(another)
+    gc.disable()
+    del another
+    freed = watched() is None
+    gc.enable()
+    assert freed
 
 
 def test_inputs_are_not_modified(matcher: Any, views: Views) -> None:

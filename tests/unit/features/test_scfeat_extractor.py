@@ -149,15 +149,17 @@ def test_batches_through_the_network(weight: Path, monkeypatch: pytest.MonkeyPat
 def test_one_thread_serves_those_who_wait_together() -> None:
     begun, go, batches = threading.Event(), threading.Event(), []
 
-    def work(images: list[np.ndarray]) -> list[Any]:
-        begun.set()
-        go.wait(20)
-        batches.append([len(img) for img in images])
-        if any(img.shape[1] == 13 for img in images):
-            raise ValueError("unlucky")
-        return [img.shape for img in images]
+    class Owner:
+        def work(self, images: list[np.ndarray]) -> list[Any]:
+            begun.set()
+            go.wait(20)
+            batches.append([len(img) for img in images])
+            if any(img.shape[1] == 13 for img in images):
+                raise ValueError("unlucky")
+            return [img.shape for img in images]
 
-    thread = NetworkThread(work, at_once=3, most_pixels=100)
+    owner = Owner()
+    thread = NetworkThread(owner.work, at_once=3, most_pixels=100)
     sizes = [(1, 1), (4, 4), (4, 4), (4, 4), (4, 4), (6, 6), (6, 6), (6, 6), (40, 40), (4, 4), (1, 13)]
     waiting = [thread.submit(np.zeros((1, 1, 3)))]
     assert begun.wait(20)
