@@ -259,6 +259,11 @@ CHOICES = {  # when to take it, what it was learned from, licence of its weights
         "the same weights",
         "research",
     ),
+    "scfeat-scaled-turned": (
+        "hard zoom and rotation, localization; eight times the pixels",
+        "the same weights",
+        "research",
+    ),
     "dog+doap-binary": ("descriptors of 32 bytes", "patches of nine scenes", "research"),
     "aliked-n16": ("as published: hard viewpoint and light changes", "MegaDepth, homographies", "BSD-3-Clause"),
     "disk": ("the same", "MegaDepth", "Apache-2.0"),

@@ -159,6 +159,7 @@ HOUSE = {
     "median_lines": "median lines of a file",
     "imported_by_one_other": "files that exactly one other file imports",
     "imports_inside_functions": "imports of featkit inside functions",
+    "public_names_defined_twice": "public names defined in several files",
     "readme_lines": "lines of the README",
 }
 WAYS = {
