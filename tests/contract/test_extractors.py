@@ -1,6 +1,7 @@
 """Contract of all registered extractors; see featkit/features/base.py."""
 
 import gc
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,6 +163,10 @@ def test_the_same_pixels_give_the_same_features(extractor: Any) -> None:
     watched = weakref.ref(another)
     gc.disable()
     del another
+    for _ in range(100):
+        if watched() is None:
+            break
+        time.sleep(0.05)  # a thread may not have let go yet
     freed = watched() is None
     gc.enable()
     assert freed, "no cycle keeps the network in memory"

@@ -1,6 +1,7 @@
 """Contract of all registered matchers; see featkit/matching/stage.py."""
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,6 +127,10 @@ def test_freed_with_its_last_user(matcher: Any, views: Views) -> None:
     watched = weakref.ref(another)
     gc.disable()
     del another
+    for _ in range(100):
+        if watched() is None:
+            break
+        time.sleep(0.05)  # a thread may not have let go yet
     freed = watched() is None
     gc.enable()
     assert freed
