@@ -7,10 +7,11 @@ process computes its part. Only the first process reads and writes the run's fol
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -222,10 +223,19 @@ def launch(
             f"the processes did not find each other within {timeout_s:g} s ({reason}); is the same command running on"
             " all nodes, with the same --rdzv-endpoint?"
         ) from None
+    if several:
+        atexit.register(_leave)
     world = World(fabric_instance, timeout_s, "bf16" if precision == "bf16" else "fp32")
     if not world.is_first:
         log.only_errors()
     return world
+
+
+def _leave() -> None:
+    """End the connections while Python still runs: their threads may abort a process that ends around them."""
+    if torch.distributed.is_initialized():
+        with suppress(RuntimeError):
+            torch.distributed.destroy_process_group()
 
 
 def check_devices(launcher: Launched | None, name: str, device: torch.device, devices: int | None) -> int:
