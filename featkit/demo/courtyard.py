@@ -345,7 +345,7 @@ Y_FACADE = (
 KIOSK = (Decal("poster", (0.1, 0.25), (0.9, 1.3)),)
 BOARD = (Decal("poster", (0.08, 0.08), (0.74, 1.05)), Decal("poster", (0.98, 0.08), (0.74, 1.05)))
 
-BLOCKS = (
+BOXES = (
     Box((2.2, 2.6, 0.0), (1.1, 1.1, 2.3), 35.0, "concrete", "concrete", KIOSK),
     Box((4.4, 1.5, 0.0), (1.0, 1.0, 1.0), 12.0, "wood", "wood"),
     Box((4.35, 1.55, 1.0), (0.7, 0.7, 0.7), 40.0, "wood", "wood"),
@@ -382,16 +382,16 @@ def courtyard() -> list[Face]:
         Face(Rectangle(length * along_x + height * UP, -length * along_x, -height * UP), "ashlar", X_FACADE),
         Face(Rectangle(height * UP, length * along_y, -height * UP), "plaster", Y_FACADE),
     ]
-    for block in BLOCKS:
-        faces += block_faces(block)
+    for box in BOXES:
+        faces += box_faces(box)
     return faces
 
 
-def block_faces(block: Box) -> list[Face]:
-    """Four sides, the top, and the underside if the block floats."""
-    length, depth, height = block.size
-    along, aside = direction(block.yaw_deg), direction(block.yaw_deg + 90.0)
-    centre = np.array(block.base) + height * UP
+def box_faces(box: Box) -> list[Face]:
+    """Four sides, the top, and the underside if the box floats."""
+    length, depth, height = box.size
+    along, aside = direction(box.yaw_deg), direction(box.yaw_deg + 90.0)
+    centre = np.array(box.base) + height * UP
     faces = []
     for outward, right, reach, width in (
         (-aside, along, depth, length),
@@ -400,11 +400,11 @@ def block_faces(block: Box) -> list[Face]:
         (-along, -aside, length, depth),
     ):
         corner = centre + 0.5 * reach * outward - 0.5 * width * right
-        decals = block.decals if width == length else ()
-        faces.append(Face(Rectangle(corner, width * right, -height * UP), block.sides, decals))
+        decals = box.decals if width == length else ()
+        faces.append(Face(Rectangle(corner, width * right, -height * UP), box.sides, decals))
     corner = centre - 0.5 * length * along + 0.5 * depth * aside
-    faces.append(Face(Rectangle(corner, length * along, -depth * aside), block.top))
-    if block.floats:
+    faces.append(Face(Rectangle(corner, length * along, -depth * aside), box.top))
+    if box.floats:
         corner = corner - height * UP - depth * aside
-        faces.append(Face(Rectangle(corner, length * along, depth * aside), block.sides))
+        faces.append(Face(Rectangle(corner, length * along, depth * aside), box.sides))
     return faces

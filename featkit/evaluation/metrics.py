@@ -270,7 +270,7 @@ def fpr95(
     return float(np.mean(distances[~match] <= threshold))
 
 
-def curve(distances: Float[np.ndarray, " n"], match: Bool[np.ndarray, " n"]) -> CumulativeCounts:
+def cumulative_counts(distances: Float[np.ndarray, " n"], match: Bool[np.ndarray, " n"]) -> CumulativeCounts:
     """All thresholds at once, for ROC and precision-recall plots. Raises BadInputError as `fpr95` does."""
     distances, match = _check_pairs(distances, match)
     order = np.argsort(distances, kind="stable")

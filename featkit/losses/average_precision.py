@@ -73,7 +73,7 @@ class AveragePrecisionLoss(PatchLoss):
             raise ValueError(f"no two {missing} patches in the batch; give at least 2 groups of at least 2 patches")
         position, bins = self._positions(batch.descriptors)
         histogram = soft_histogram(position, relevant, counted, bins, self.config.bin_overlap)
-        precision = histogram_precision(histogram[:, 1], histogram.sum(1), wanted)
+        precision = ap_of_histograms(histogram[:, 1], histogram.sum(1), wanted)
         asks = wanted > 0
         mean = torch.where(asks, precision, torch.zeros_like(precision)).sum() / asks.sum()
         return LossResult(1.0 - mean, {"mean_average_precision": mean.detach()})
@@ -106,7 +106,7 @@ def soft_histogram(
     return flat.view(-1, 2, bins)
 
 
-def histogram_precision(
+def ap_of_histograms(
     positives: Float[Tensor, "m bins"], everything: Float[Tensor, "m bins"], wanted: Float[Tensor, " m"]
 ) -> Float[Tensor, " m"]:
     """AP of every row from its histograms, nearest bin first. wanted: number of positives; 0 gives AP 0."""

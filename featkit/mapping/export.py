@@ -28,7 +28,7 @@ from featkit.mapping.photographs import (
     PictureConfig,
     Pictures,
     Undistorted,
-    check_photographs,
+    check_photograph_sizes,
     check_projections,
     find_photographs,
     undistort,
@@ -123,7 +123,7 @@ def export_model(
     if not names:
         raise EmptyResultError(f"{folder}: no image of this model has a pose")
     files = find_photographs(folder, names, images) if form in WITH_PHOTOGRAPHS else {}
-    check_photographs(model, files)
+    check_photograph_sizes(model, files)
     hidden_by = {} if masks is None else find_masks(masks, files[names[0]].parent, names)
     source = ExportSource(model, folder, config, files, hidden_by)
     if form == "ply":

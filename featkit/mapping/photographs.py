@@ -104,7 +104,7 @@ def names_by_folder(files: Mapping[str, Path]) -> dict[Path, list[str]]:
     return found
 
 
-def check_photographs(model: pycolmap.Reconstruction, files: Mapping[str, Path]) -> None:
+def check_photograph_sizes(model: pycolmap.Reconstruction, files: Mapping[str, Path]) -> None:
     """Raise BadInputError for a photograph that is damaged or does not have its camera's size."""
     for image in model.images.values():
         if image.name in files:

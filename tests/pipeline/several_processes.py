@@ -6,6 +6,7 @@ test itself, in one process.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -136,7 +137,13 @@ def train_scfeat(posed: Path, output: Path) -> None:
         ScfeatStages(make(ScfeatTraining, SCFEAT), "cpu").run(data, output, name="tiny")
 
 
+def write_connected(folder: Path) -> None:
+    """Whether this process has connections to the others, once featkit has left them at the end."""
+    (folder / f"connected-{os.environ['RANK']}").write_text(str(torch.distributed.is_initialized()))
+
+
 def main(folder: Path) -> None:
+    atexit.register(write_connected, folder)  # called after what is registered later
     data = read_phototour(folder / "patches")
     train("hynet", data, folder / "two" / "hynet")
     train("hardnet", data, folder / "two" / "hardnet")

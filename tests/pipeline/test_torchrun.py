@@ -137,6 +137,10 @@ def test_resuming_with_another_number_of_processes(run: str, done: Path) -> None
     assert state_of(done / run)["progress"]["step"] == work.STEPS
 
 
+def test_connections_end_before_python(done: Path) -> None:
+    assert [(done / f"connected-{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
+
+
 def command(done: Path, run: Path, *options: str) -> list[str]:
     """The command line equivalent to `work.train("hynet", ...)`."""
     plain = [f"optimiser.{key}={'null' if value is None else value}" for key, value in work.PLAIN.items()]

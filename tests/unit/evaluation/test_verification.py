@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featkit.core.errors import BadInputError
-from featkit.evaluation.metrics import curve, fpr95
+from featkit.evaluation.metrics import cumulative_counts, fpr95
 
 
 def slow_fpr95(distances: np.ndarray, match: np.ndarray, recall: float = 0.95, later: int = 0) -> float:
@@ -53,13 +53,15 @@ def test_the_order_of_the_pairs_does_not_matter() -> None:
     distances = rng.integers(0, 8, 500).astype(np.float32)
     shuffled = rng.permutation(500)
     assert fpr95(distances, match) == fpr95(distances[shuffled], match[shuffled])
-    assert curve(distances, match).auc == pytest.approx(curve(distances[shuffled], match[shuffled]).auc, abs=1e-15)
+    assert cumulative_counts(distances, match).auc == pytest.approx(
+        cumulative_counts(distances[shuffled], match[shuffled]).auc, abs=1e-15
+    )
 
 
 def test_a_descriptor_that_says_nothing_lets_everything_through() -> None:
     match = np.arange(10) < 5
     assert fpr95(np.ones(10), match) == 1.0
-    assert curve(np.ones(10), match).auc == pytest.approx(0.5)
+    assert cumulative_counts(np.ones(10), match).auc == pytest.approx(0.5)
 
 
 def test_area_under_the_roc_curve_is_a_count_of_pairs() -> None:
@@ -68,11 +70,11 @@ def test_area_under_the_roc_curve_is_a_count_of_pairs() -> None:
     distances = rng.integers(0, 20, 200) - 3.0 * match
     near, far = distances[match][:, None], distances[~match][None]
     wins = np.mean((near < far) + 0.5 * (near == far))
-    assert curve(distances, match).auc == pytest.approx(float(wins), abs=1e-12)
+    assert cumulative_counts(distances, match).auc == pytest.approx(float(wins), abs=1e-12)
 
 
 def test_curve_counts() -> None:
-    found = curve(np.array([3.0, 1.0, 2.0, 2.0]), np.array([False, True, True, False]))
+    found = cumulative_counts(np.array([3.0, 1.0, 2.0, 2.0]), np.array([False, True, True, False]))
     assert found.distance.tolist() == [-np.inf, 1.0, 2.0, 3.0]
     assert found.true_positives.tolist() == [0, 1, 2, 2]
     assert found.false_positives.tolist() == [0, 0, 1, 2]
@@ -87,6 +89,6 @@ def test_what_cannot_be_judged_is_refused() -> None:
     with pytest.raises(BadInputError, match="3 of 3 test pairs match"):
         fpr95(np.ones(3), np.ones(3, bool))
     with pytest.raises(BadInputError, match="1 of 3 distances are not finite"):
-        curve(np.array([1.0, np.nan, 2.0]), np.array([True, False, True]))
+        cumulative_counts(np.array([1.0, np.nan, 2.0]), np.array([True, False, True]))
     with pytest.raises(ValueError, match="2 distances for 3 pairs"):
         fpr95(np.ones(2), np.ones(3, bool))

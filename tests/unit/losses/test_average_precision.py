@@ -9,7 +9,7 @@ import torch
 from featkit.losses.average_precision import (
     AveragePrecisionConfig,
     AveragePrecisionLoss,
-    histogram_precision,
+    ap_of_histograms,
     soft_histogram,
 )
 from featkit.losses.base import GroupBatch
@@ -146,7 +146,7 @@ def test_ties_count_as_the_middle_of_all_their_orders(before, tied) -> None:
     position = torch.tensor([[*range(len(before)), *([8] * len(tied))]], dtype=torch.float64)
     relevant = torch.tensor([matches])
     histogram = soft_histogram(position, relevant, torch.ones_like(relevant), 10, 1.0)
-    value = float(histogram_precision(histogram[:, 1], histogram.sum(1), relevant.sum(1)))
+    value = float(ap_of_histograms(histogram[:, 1], histogram.sum(1), relevant.sum(1)))
     assert value == pytest.approx(mean, abs=0.0 if len(tied) == 1 else 0.06)
     assert min(orders) <= value <= max(orders)
 
