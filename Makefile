@@ -12,7 +12,7 @@ demo: $(VENV)/.featkit
 test: $(VENV)/.featkit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The unit tests of the rooms, without those that are marked slow: for while you write.
+# Unit tests without those that map, train, fuzz or take more than a second: for while you write.
 test-fast: $(VENV)/.featkit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder -q
 

@@ -1,6 +1,6 @@
 """How large featkit is, and how far things travel in it: files, lines, imports, and the files that a job passes.
 
-    python benchmarks/house.py --name after [--root .] [--out benchmarks/results/house.json]
+    python benchmarks/house.py --name after [--tests] [--root .] [--out benchmarks/results/house.json]
 
 Counted in the source: files and lines per room, files that exactly one other file imports, imports of featkit inside
 functions (all, and those outside the command line), public names defined in more than one file, README lines.
@@ -9,6 +9,9 @@ Counted while it runs: the files of featkit in which some function was executed 
 (`extract`), a folder of photographs and sparse/ (`reconstruct`), patches and a weight (`train`, `export`).
 Every command runs once before, so that what is executed by importing counts for nothing. Under sys.setprofile, in all
 threads of one process; of a few photographs of one scene (--images), reduced.
+
+--tests: also the seconds of `make test-fast` and `make test`, on a machine with nothing else to do. An entry keeps its
+seconds when it is measured again without.
 
 --root: the checkout that is measured, so that an older one can be measured by the same script. Each --name is one entry
 of the result; the others in the file stay.
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +200,24 @@ def passed(root: Path, images: Path) -> dict[str, Any]:
         return found
 
 
+def seconds_of_tests(root: Path) -> dict[str, float]:
+    """Wall seconds of the two test commands; raises CalledProcessError when a test fails."""
+    subprocess.run(["make", ".venv/.featkit-test"], cwd=root, check=True, stdout=sys.stderr)  # what is installed once
+    found = {}
+    for target in ("test-fast", "test"):
+        started = time.monotonic()
+        subprocess.run(["make", target], cwd=root, check=True, stdout=sys.stderr)
+        found[target] = round(time.monotonic() - started, 1)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="of the entry: before, after")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--images", type=Path, default=PHOTOGRAPHS, help="a folder of photographs of one scene")
+    parser.add_argument("--tests", action="store_true", help="also the seconds of the tests")
     parser.add_argument("--ways", action="store_true", help="only the ways, as json on stdout")
     asked = parser.parse_args()
     root = asked.root.resolve()
@@ -229,6 +245,9 @@ def main() -> None:
     )
     entry["ways"] = json.loads(ran.stdout.splitlines()[-1])
     kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.is_file() else {}
+    seconds = seconds_of_tests(root) if asked.tests else kept.get(asked.name, {}).get("test_seconds")
+    if seconds:
+        entry["test_seconds"] = seconds
     commit = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
     )

@@ -178,6 +178,10 @@ def house(result: Result) -> str:
         lines.append(f"| {title} | " + " | ".join(f"{entry[key]:,}" for entry in entries) + " |")
     for way, title in WAYS.items():
         lines.append(f"| {title} | " + " | ".join(str(entry["ways"][way]["files"]) for entry in entries) + " |")
+    for target in ("test-fast", "test"):
+        seconds = [entry.get("test_seconds", {}).get(target) for entry in entries]
+        cells = ["-" if value is None else f"{value:,.0f}" for value in seconds]
+        lines.append(f"| seconds of `make {target}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -97,10 +97,15 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 @functools.cache
+def imports_of(path: Path) -> frozenset[str]:
+    return frozenset(imports(TREES[path]))
+
+
+@functools.cache
 def files_of(path: Path) -> set[Path]:
     """Files of featkit that a file imports."""
     found = set()
-    for name in imports(TREES[path]):
+    for name in imports_of(path):
         place = ROOT.joinpath(*name.split(".")).with_suffix(".py")
         if name.startswith("featkit.") and place.is_file() and place != path:
             found.add(place)
@@ -149,9 +154,7 @@ def test_imports_stand_at_the_top(path: Path) -> None:
 )
 def test_a_library_stays_in_its_rooms(library: str, allowed: tuple[str, ...]) -> None:
     users = [
-        name
-        for path, name in zip(SOURCES, IDS, strict=True)
-        if library in {i.split(".")[0] for i in imports(TREES[path])}
+        name for path, name in zip(SOURCES, IDS, strict=True) if library in {i.split(".")[0] for i in imports_of(path)}
     ]
     assert [user for user in users if not user.startswith(allowed)] == []
 
@@ -175,7 +178,7 @@ def test_there_is_one_way_to_write(path: Path) -> None:
     """`write_text(path, text)` and the like are `artifact`'s; `path.write_text(text)` would overwrite anything."""
     if path.relative_to(PACKAGE).as_posix() in BY_HAND:
         return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             called = ast.unparse(node.func)
             assert called not in {"os.replace", "os.rename", "shutil.rmtree", "shutil.move"}, f"{path}:{node.lineno}"
@@ -185,7 +188,7 @@ def test_there_is_one_way_to_write(path: Path) -> None:
 def test_training_needs_neither_pycolmap_nor_faiss() -> None:
     for path in SOURCES:
         if room_of(path) in {"training", "losses", "models", "data"}:
-            assert not {"pycolmap", "faiss"} & {name.split(".")[0] for name in imports(TREES[path])}
+            assert not {"pycolmap", "faiss"} & {name.split(".")[0] for name in imports_of(path)}
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -216,6 +219,7 @@ def test_the_list_of_verbs_is_what_they_say_themselves() -> None:
         assert " ".join(own.help.split("\n\n")[0].split()) == late.help
 
 
+@pytest.mark.slow
 def test_importing_installs_nothing() -> None:
     code = (
         "import logging, sys; import featkit, featkit.features.sift, featkit.matching.mutual, featkit.io.features;"

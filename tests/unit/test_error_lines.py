@@ -88,6 +88,7 @@ def test_usage_errors_without_json_print_nothing_on_stdout() -> None:
     assert "No such option" in ran.stderr
 
 
+@pytest.mark.slow
 def test_closed_streams(tmp_path: Path) -> None:
     """What is opened next would get the number 2, and what libraries write there would be in it."""
     (tmp_path / "pairs.txt").write_text("a.jpg b.jpg\n")
@@ -133,6 +134,7 @@ def test_featkits_own_errors_pass() -> None:
         raise EmptyResultError("nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -21,6 +21,7 @@ from featkit.io.lists import describe_pairs, read_camera, read_intrinsics_list, 
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.reference import read_reference
 
+pytestmark = pytest.mark.slow
 CASES = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 RIGHT = {
     "pairs": "a.jpg b.jpg\nc/d.jpg\ta b.jpg\n",

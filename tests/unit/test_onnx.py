@@ -25,6 +25,7 @@ from featkit.onnx.graphs import NO_KEYPOINT, SampledConv, _local_maxima
 from featkit.weights.files import load_patch_network, save_patch_network
 from featkit.weights.manifest import sha256_of
 
+pytestmark = pytest.mark.slow
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -53,12 +54,7 @@ def assert_same(own: Features, rows: list[np.ndarray], atol: float) -> None:
     np.testing.assert_allclose(own.scores[near], scores[nearest[near]], rtol=1e-3, atol=1e-4)
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "name", ["scfeat-s", "aliked-t16", pytest.param("disk", marks=SLOW), pytest.param("xfeat", marks=SLOW)]
-)
+@pytest.mark.parametrize("name", ["scfeat-s", "aliked-t16", "disk", "xfeat"])
 def test_features_of_photographs(name: str, shared_data: Path, tmp_path: Path) -> None:
     if name != "scfeat-s":
         needs_package(name)
@@ -82,7 +78,6 @@ def test_features_of_photographs(name: str, shared_data: Path, tmp_path: Path) -
     assert name.startswith("aliked") or (np.diff(best) <= 0).all(), "best first"
 
 
-@SLOW
 def test_fields_are_in_the_graph(tmp_path: Path) -> None:
     needs_package("aliked-t16")
     given = {"max_keypoints": 150, "nms_radius": 4, "threshold": 0.3}
@@ -94,7 +89,6 @@ def test_fields_are_in_the_graph(tmp_path: Path) -> None:
     assert_same(own, [values[0] for values in rows], 1e-4)
 
 
-@SLOW
 def test_scfeat_with_its_other_fields(tmp_path: Path) -> None:
     given = {"max_keypoints": 100, "nms_window": 7, "descriptor_map": "normalised", "normalisation": "fusion"}
     done = export_onnx("scfeat-s", tmp_path / "s.onnx", {**given, "refine": False, "border_px": 5})
@@ -126,7 +120,7 @@ def test_patches(config: dict[str, Any], tmp_path: Path) -> None:
         np.testing.assert_allclose(found, own, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "places"), [pytest.param("xfeat-lighterglue", 2, marks=SLOW), ("sift-lightglue", 4)])
+@pytest.mark.parametrize(("name", "places"), [("xfeat-lighterglue", 2), ("sift-lightglue", 4)])
 def test_matches(name: str, places: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if places == 2:
         needs_package(name)

@@ -131,6 +131,7 @@ def test_light_is_changed_as_much_as_asked() -> None:
         np.testing.assert_array_equal(relit(pixels, config, np.random.default_rng(3)), shown[3])
 
 
+@pytest.mark.slow
 def test_a_set_comes_out(photographs: PhotographFolder, tmp_path: Path) -> None:
     config = PatchSetConfig(source="homographies", workers=1, test_pairs=400)
     summary = write_patch_set(config, [photographs], tmp_path / "set")

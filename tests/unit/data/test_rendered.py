@@ -28,6 +28,7 @@ from featkit.demo.scene import (
 from featkit.geometry.poses import camera_centre, rotation_matrix
 from featkit.io.lists import read_camera, read_poses
 
+pytestmark = pytest.mark.slow
 SMALL = RenderedConfig(width=160, height=120, num_map=3, num_queries=1, texel_m=0.04, workers=1)
 
 
@@ -189,7 +190,6 @@ def test_cameras_stand_apart_in_the_open(count: int) -> None:
     assert gaps.min() > (0.3 if count <= 12 else 0.01)
 
 
-@pytest.mark.slow
 def test_sift_finds_plenty() -> None:
     config = RenderedConfig()
     world = surfaces(config)

@@ -272,6 +272,7 @@ def test_a_set_by_geometry_is_written_and_limited(scene: Scene, tmp_path: Path) 
     np.testing.assert_array_equal(patch_set.images, read_image_ids(tmp_path / "set"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [{"surface_sigmas": 1e6}, {"depth_tolerance": 1.0}])
 def test_occluded_points_are_not_taken(scene: Scene, rule: dict[str, float]) -> None:
     """Seeds moved 5 % away from their camera lie behind the surface everywhere else: no other image shows them.
@@ -298,6 +299,7 @@ def made_poses(scene: Scene) -> Any:
     return (poses[name] for name in scene.tracks.image_names)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_whatever_the_workers(scene: Scene, made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     write_patch_set(CONFIG.model_copy(update={"workers": 2}), [scene], tmp_path / "set")
     assert contents(tmp_path / "set") == contents(made[0])

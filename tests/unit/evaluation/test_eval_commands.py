@@ -57,6 +57,7 @@ def test_ubc(sets: list[Path], tmp_path: Path) -> None:
     assert "Table I" in ran.stdout
 
 
+@pytest.mark.slow
 def test_ubc_with_weights_and_runs(sets: list[Path], tmp_path: Path) -> None:
     for subset in ("liberty", "aerial"):
         for number, config in enumerate((PatchNetworkConfig(), PatchNetworkConfig(architecture="l2net", bits=64))):

@@ -94,6 +94,7 @@ def command(images: Path, out: Path, features: str, weights: dict[str, Path], *o
     return results("extract", images, "--out", out, *given, *options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("features", "options"),
     [
@@ -270,6 +271,7 @@ def test_shards_describe_what_one_run_does(images: Path, weights: dict[str, Path
         assert a.attributes()["fingerprint"] == b.attributes()["fingerprint"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_steps", [False, True])
 def test_several_workers(
     images: Path, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_steps: bool
@@ -376,6 +378,7 @@ def test_the_digest_is_of_the_keypoints_alone(tmp_path: Path) -> None:
     assert len(set(digests)) == 1
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_given_keypoints(weights: dict[str, Path], tmp_path: Path) -> None:
     """Keypoints at corresponding places match in the right way, and each file has predictions of its own."""
     (homography,) = write_sequence(tmp_path / "root", "wall", oxford=False, strength=0.2, images=2)

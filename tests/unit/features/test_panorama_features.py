@@ -18,6 +18,7 @@ from featkit.io.features import open_features
 from tests.geotagged import GPANO
 from tests.painted_room import UP, seen, sphere, walls
 
+pytestmark = pytest.mark.slow
 LIMIT = 300
 
 

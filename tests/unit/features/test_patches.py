@@ -171,6 +171,7 @@ def test_what_decides_a_result() -> None:
         assert fingerprint(**change) != fingerprint()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_steps", [False, True])
 def test_several_processes_give_what_one_gives(
     weight: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_steps: bool
@@ -199,6 +200,7 @@ def test_several_processes_give_what_one_gives(
             assert_same(one.read(image_name), many.read(image_name))
 
 
+@pytest.mark.slow
 def test_patches_are_as_large_as_in_the_training(weight: Callable[..., Path], tmp_path: Path) -> None:
     usual, large = weight(), tmp_path / "large.safetensors"
     network, _ = load_patch_network(usual)

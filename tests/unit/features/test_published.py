@@ -84,6 +84,7 @@ def test_aliked_is_kornias(name: str, shared_data: Path, no_network: None) -> No
         assert_alike(extractor(name).extract(pixels), theirs.keypoints, theirs.descriptors, theirs.keypoint_scores)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_disk_is_kornias(shared_data: Path, no_network: None) -> None:
     network = feature.DISK()
@@ -110,6 +111,7 @@ def test_xfeat_is_kornias(shared_data: Path, no_network: None) -> None:
         assert_alike(extractor("xfeat").extract(pixels), centres, theirs["descriptors"], theirs["scores"])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_dedode_is_kornias(untrained_file: Callable[[str], str], no_network: None) -> None:
     weights = untrained_file("dedode-b")
@@ -149,6 +151,7 @@ def test_keynet_is_kornias(untrained_file: Callable[[str], str], no_network: Non
     np.testing.assert_allclose(turned, frames[0, :, :, 0].numpy(), atol=1e-2)  # the image of the patch's x axis
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_doghardnet_describes_as_kornia(untrained_file: Callable[[str], str], no_network: None) -> None:
     """kornia samples the same squares in another way, so that descriptors are alike, not the same."""

@@ -170,6 +170,7 @@ def test_fast_is_plain(config: dict[str, Any], size: tuple[int, int]) -> None:
         torch.testing.assert_close(fast.descriptors, expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_fast_is_plain_for_the_papers_network() -> None:
     network, image = trained(), photograph(64, 96)
     assert_same(FrozenSCFeat(network, CPU)(image), FrozenSCFeat(network, CPU, fast=False)(image))
@@ -241,6 +242,7 @@ def test_the_core_of_a_tile() -> None:
     assert torch.equal(torch.cat(bands, dim=2), tile.cropped(image))
 
 
+@pytest.mark.slow
 def test_tiles_give_the_whole_images_result(small: SCFeatNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tiles of the backbone, each much narrower than the image, and several of the detector."""
     image = photograph(64, 1024)

@@ -109,6 +109,7 @@ def test_maps_and_normalisations(weight: Path, scfeat: Scfeat) -> None:
     np.testing.assert_allclose(direction, plain.descriptors, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_tiles_give_the_same(weight: Path) -> None:
     pixels = image(2, 1200, 64)
     whole = build(weight).extract(pixels)

@@ -46,6 +46,7 @@ def test_points_go_where_their_pixels_go(quarters: int) -> None:
     np.testing.assert_array_equal(np.rot90(image, quarters)[points[:, 1], points[:, 0]], np.arange(35))
 
 
+@pytest.mark.slow
 def test_the_first_quarter_is_the_plain_descriptor(weight: Path, pixels: np.ndarray) -> None:
     one, four = (in_rows(extracted(weight, pixels, turns)) for turns in (1, 4))
     np.testing.assert_array_equal(one.keypoints, four.keypoints)
@@ -54,6 +55,7 @@ def test_the_first_quarter_is_the_plain_descriptor(weight: Path, pixels: np.ndar
     np.testing.assert_allclose(np.linalg.norm(four.descriptors.astype(np.float32), axis=1), 1, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_a_turned_photograph_matches_pixel_by_pixel(weight: Path, pixels: np.ndarray, quarters: int) -> None:
     """A network that has learned nothing tells turned images apart; with their turns it sees the same."""

@@ -160,6 +160,7 @@ def assert_same_keypoints(found: Features, whole: Features) -> None:
     assert same_descriptor > 0.98 * hits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("megapixels", [0.02, 0.05])
 def test_tiles_are_the_whole_image(megapixels: float) -> None:
     """Many seams: a lost or doubled row along each would be several percent."""
@@ -177,6 +178,7 @@ def assert_tiles_are_the_whole(pixels: np.ndarray, megapixels: float) -> None:
     assert_same_keypoints(found.select(np.arange(split)), finest)
 
 
+@pytest.mark.slow
 def test_tiles_of_a_photograph() -> None:
     photo = PHOTOS / "eth" / "fountain-P11"
     files = sorted(photo.rglob("*.png")) + sorted(photo.rglob("*.jpg")) if photo.is_dir() else []
@@ -186,6 +188,7 @@ def test_tiles_of_a_photograph() -> None:
     assert_tiles_are_the_whole(pixels, 0.3)
 
 
+@pytest.mark.slow
 def test_a_budget_between_takes_the_coarsest_levels() -> None:
     pixels = texture(512, 384, 3)
     every = extract(pixels, coarse_first_megapixels=0.05, max_num_features=10**6)

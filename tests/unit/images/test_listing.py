@@ -60,6 +60,7 @@ def picture(path: Path, mark: bytes | None = None) -> None:
     path.write_bytes(encoded if mark is None else marked(encoded, mark))
 
 
+@pytest.mark.slow
 def test_what_featkit_wrote_below_is_no_photograph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each of these is what a command leaves, written by the code that writes it."""
     picture(tmp_path / "a.jpg")

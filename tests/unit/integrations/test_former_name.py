@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def test_the_same_functions() -> None:
     import featkit.hloc
@@ -12,6 +14,7 @@ def test_the_same_functions() -> None:
         assert getattr(featkit.integrations.hloc, name) is getattr(featkit.hloc, name)
 
 
+@pytest.mark.slow
 def test_the_same_command() -> None:
     def shown(module: str) -> str:
         done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)

@@ -101,6 +101,7 @@ def untrained(folder: Path) -> dict[str, Any]:
     return {"weights": str(save_scfeat_network(folder / "s.safetensors", network)), "threshold": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rootsift", "scfeat"])
 def test_features_by_hloc_are_featkits(hloc: str, name: str, images: Path, tmp_path: Path) -> None:
     """Without resizing the same pixels go in, so the same keypoints come out; not rounded to hloc's float16."""

@@ -358,6 +358,7 @@ WAYS: dict[str, tuple[Callable[[Path, str], object], Callable[[str], dict[str, s
 TEXTS = tuple(json.dumps({"featkit_version": version}) + "\n" for version in ("1", "22"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_killed_before_any_change_to_the_disk(way: str, tmp_path: Path) -> None:
     """Each visible file is the old or the new one, whole; and the same command goes on, with nothing left over."""

@@ -18,6 +18,7 @@ from featkit.core.types import Features, Matches, Pair
 from featkit.io.features import append_features, open_features, read_global_descriptors
 from featkit.io.matches import append_matches, open_matches
 
+pytestmark = pytest.mark.slow
 CASES = settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck))
 DAMAGED = settings(CASES, max_examples=1500, derandomize=True)  # on rare damage HDF5 dies when it deletes an item
 NAMES = ("a.jpg", "b/c.jpg")

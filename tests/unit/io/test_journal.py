@@ -15,6 +15,7 @@ from featkit.io import journal
 from featkit.io.features import append_features, open_features
 
 
+@pytest.mark.slow
 def test_killed_at_every_write(moments: Moments, tmp_path: Path) -> None:
     """What is read then is, to the byte, what the last flush left."""
     overwritten = 0

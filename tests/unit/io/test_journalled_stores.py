@@ -61,6 +61,7 @@ def test_an_item_that_cannot_replace_another(tmp_path: Path, monkeypatch: pytest
     assert_holds(path, NAMES[:2])
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_once(tmp_path: Path) -> None:
     """Any write, of an item or at the end: it is said, HDF5 closes its file, and what was whole before stays."""
     nth = 1

@@ -106,6 +106,7 @@ def test_matches_in_hdf5(way: str, tmp_path: Path, little_memory: None) -> None:
     refused(run("info", tmp_path / "m.h5"), 3, FITS)
 
 
+@pytest.mark.slow
 def test_matches_in_text(tmp_path: Path, little_memory: None) -> None:
     path = tmp_path / "m.txt"
     path.write_text("a.jpg b.jpg\n0 1\n5 999999999\n\n")

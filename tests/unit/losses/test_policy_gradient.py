@@ -233,6 +233,7 @@ def test_probabilities_of_matches_without_noise() -> None:
     torch.testing.assert_close(found[0], torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", [POSFEAT, RewardConfig()])
 def test_both_images_learn_to_agree(reward: RewardConfig) -> None:
     """Every cell looks like its partner, and a pair of keypoints is good in one row: a quarter by chance."""

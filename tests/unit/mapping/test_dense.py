@@ -13,6 +13,7 @@ from featkit.core.errors import FeatkitError
 from featkit.mapping import export
 from featkit.mapping.export import DenseConfig, count_dense_points
 
+pytestmark = pytest.mark.slow
 SIZE = 60  # px, longer side after undistortion
 
 

@@ -36,6 +36,7 @@ from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
 from featkit.mapping.verify import build_database
 
+pytestmark = pytest.mark.slow
 CONFIG = MapConfig(camera=CameraConfig(model="PINHOLE", params=PARAMS, mode="single", refine=False))
 OLD = [f"{number}.png" for number in range(6)]
 NEW = ["6.png", "7.png"]

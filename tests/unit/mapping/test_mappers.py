@@ -28,6 +28,7 @@ from featkit.mapping.stage import (
 )
 from featkit.mapping.verify import VerifyConfig, build_database, verify_by_ransac
 
+pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 IMAGES = 30
 CLUSTER = 12

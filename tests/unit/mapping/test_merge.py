@@ -25,6 +25,7 @@ from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
 from featkit.mapping.verify import build_database
 
+pytestmark = pytest.mark.slow
 CONFIG = MapConfig(camera=CameraConfig(model="PINHOLE", params=PARAMS, mode="single", refine=False))
 PARTS = {"first": range(4), "second": range(4, 8), "overlapping": range(2, 8)}
 

@@ -166,6 +166,7 @@ def drive(path: Path, step: float, images: int = 8, points: int = 600) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_forward_motion_gets_a_second_attempt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If COLMAP's limits allow no initial pair, smaller angles and forward motion are allowed."""
     found = drive(tmp_path / "database.db", step=1.0)

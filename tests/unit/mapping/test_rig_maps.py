@@ -22,6 +22,7 @@ from featkit.mapping.rigs import RigConfig
 from featkit.mapping.stage import MapConfig, build_map
 
 FRAMES, CAMERAS = 6, 3
+pytestmark = pytest.mark.slow
 CONFIG = MapConfig(extract_colors=False, camera=CameraConfig(refine=False))
 
 

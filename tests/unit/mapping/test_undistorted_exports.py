@@ -22,6 +22,7 @@ from featkit.core.errors import BadInputError, EmptyResultError, NotWritableErro
 from featkit.mapping.export import ExportConfig, export_model
 from featkit.mapping.photographs import PictureConfig
 
+pytestmark = pytest.mark.slow
 SIZE = (640, 480)
 LENSES = {
     "SIMPLE_RADIAL": [500.0, 320.0, 240.0, -0.12],

@@ -92,6 +92,7 @@ def in_seen_pixels(shared_data: Path, photo: str, features: Features) -> dict[st
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
 def test_it_is_kornias(name: str, extracted: Callable[..., Features], shared_data: Path, no_network: None) -> None:
@@ -113,6 +114,7 @@ def test_it_is_kornias(name: str, extracted: Callable[..., Features], shared_dat
         np.testing.assert_allclose(found.scores0, scores, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"depth_confidence": -1}, {"width_confidence": -1}])
 def test_a_batch_is_its_pairs(pairs: list[tuple[Features, Features]], changes: dict[str, Any]) -> None:
     """Shorter ones are filled up, stop when they would on their own, and lose the points they would lose."""
@@ -124,6 +126,7 @@ def test_a_batch_is_its_pairs(pairs: list[tuple[Features, Features]], changes: d
         np.testing.assert_allclose(together.scores0, alone.scores0, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_fields(pairs: list[tuple[Features, Features]], shared_data: Path) -> None:
     """Those that decide how soon it stops reach the network, as kornia's of that name do."""
     pair = pairs[0]
@@ -196,6 +199,7 @@ print(peaks[1] - peaks[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 def test_attention_in_bounded_memory() -> None:
     """One matrix of all pairs of 4,000 keypoints and four heads takes 256 MB; at 20,000 it would be 6.4 GB."""
@@ -249,6 +253,7 @@ def test_features_that_it_cannot_match() -> None:
         matcher(precision="fp16")
 
 
+@pytest.mark.slow
 def test_features_that_lack_something(tmp_path: Path) -> None:
     needs_package("aliked-lightglue")
     with pytest.raises(BadInputError, match="descriptors of 64 numbers; aliked-lightglue takes 128"):

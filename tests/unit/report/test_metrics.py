@@ -26,6 +26,7 @@ print(json.dumps([megabytes, before, peak_memory()]))
 """
 
 
+@pytest.mark.slow
 def test_a_large_worker_is_seen_apart() -> None:
     ran = subprocess.run([sys.executable, "-c", WITH_A_LARGE_WORKER], capture_output=True, text=True, check=True)
     megabytes, before, after = json.loads(ran.stdout)

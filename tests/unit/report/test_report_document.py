@@ -114,6 +114,7 @@ def test_two_million_points_stay_under_the_limit(tmp_path: Path) -> None:
     assert "120,000 of 2,000,000 points shown" in one.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_many_scenes_share_the_limit(tmp_path: Path) -> None:
     big = scene(200_000, [camera(f"{i:05d}.jpg") for i in range(3000)])
     many = write_report(Report("big", sections=[Section("s", "", [big] * 4)]), tmp_path / "four.html")
@@ -123,6 +124,7 @@ def test_many_scenes_share_the_limit(tmp_path: Path) -> None:
     assert 15_000 <= int(shown[0].replace(",", "")) < 120_000
 
 
+@pytest.mark.slow
 def test_many_pictures_stay_under_the_limit(tmp_path: Path) -> None:
     noise = picture(50, size=900)  # noise compresses worst
     path = write_report(Report("pictures", sections=[Section("s", "", [noise] * 40)]), tmp_path / "r.html")

@@ -102,6 +102,7 @@ def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_native_work_is_ended_in_time() -> None:
     """Both processes hold their locks for two minutes: the answer comes after 3 s, and others meanwhile."""
     warm = Working()

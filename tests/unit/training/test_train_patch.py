@@ -70,6 +70,7 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_stopped_training_goes_on_to_the_bit(name: str, textures: PatchSet, tmp_path: Path, killed_at: Any) -> None:
     whole = train_descriptor(recipe(name), textures, tmp_path / "whole", device="cpu")
@@ -93,6 +94,7 @@ def test_a_stopped_training_goes_on_to_the_bit(name: str, textures: PatchSet, tm
     assert without_times(rows) == without_times(one["progress"]["history"])
 
 
+@pytest.mark.slow
 def test_interrupting_says_130_and_a_rebuilt_metrics_file_has_no_rows_beyond_the_checkpoint(
     textures: PatchSet, tmp_path: Path, killed_at: Any
 ) -> None:
@@ -119,6 +121,7 @@ def test_what_a_stopped_run_exports_names_its_data(textures: PatchSet, tmp_path:
     assert row.training["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing_and_another_configuration_is_refused(
     textures: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_loss_that_is_no_number_stops_before_the_network_is_touched(
     assert train_descriptor(recipe(save_every=2), textures, tmp_path, device="cpu").summary["steps"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_or_measured", [{"save_every": 1}, {"held_out": {"every": 0.025, "pairs": 10}}])
 def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path, saved_or_measured: dict[str, Any]) -> None:
     broken = {"learning_rate": 1e6, "reference_batch": None}
@@ -223,6 +227,7 @@ def stored_precisions(run: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_precision_that_was_measured(
     textures: PatchSet,
     tmp_path: Path,
@@ -300,6 +305,7 @@ def test_bfloat16_trains_and_scores_float32_descriptors(textures: PatchSet, tmp_
     assert trained.summary["config"]["precision"] == "bf16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hardnet", "hynet"])
 def test_the_loss_falls_on_textures(name: str, tmp_path: Path) -> None:
     data = textured_patches(90, seed=4)
@@ -349,6 +355,7 @@ def test_the_learning_rate_scales_with_the_batch_where_a_reference_is_given() ->
     assert rate("hynet", 256) == rate("hynet", 512) == 0.01
 
 
+@pytest.mark.slow
 def test_snapshots_are_the_network_along_the_training(textures: PatchSet, tmp_path: Path) -> None:
     train_descriptor(recipe(snapshots=3), textures, tmp_path, device="cpu")
     assert [path.name for path in sorted((tmp_path / "snapshots").iterdir())] == [

@@ -32,6 +32,7 @@ from featkit.training.scfeat_stages import DescriptionTask
 from featkit.training.scfeat_task import DenseTask, ScfeatTraining
 from featkit.weights.files import load_scfeat_network, save_scfeat_network
 
+pytestmark = pytest.mark.slow
 CANVAS = {"canvas": {"width": 96, "height": 64}}
 STAGE = {"steps": 4, "batch_size": 1, "log_every": 1, "held_out": {"every": 0.5, "pairs": 2}, "pictures": 1}
 TINY: dict[str, Any] = {

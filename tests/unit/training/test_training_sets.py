@@ -137,6 +137,7 @@ def test_doap_on_hpatches_takes_whole_groups_of_all_sequences(hpatches: Path) ->
     )
 
 
+@pytest.mark.slow
 def test_doap_with_label_mining_takes_two_sequences_and_ignores_look_alikes(hpatches: Path) -> None:
     data = read_training_patches([hpatches])
     changes = {
@@ -197,6 +198,7 @@ def test_adasample_on_hpatches_copies_nothing(hpatches: Path) -> None:
     assert all(len(set(row)) == 16 for row in plan.patches.reshape(8, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data_set", "changes"),
     [
@@ -282,6 +284,7 @@ def test_hardnet_frn_learns_although_alike_patches_are_no_negatives(textures: Pa
 # --- which runs are tested on HPatches and RomePatches ---
 
 
+@pytest.mark.slow
 def test_runs_have_a_row_each_and_none_is_tested_on_what_it_learned(tmp_path: Path) -> None:
     hpatches = write_hpatches(tmp_path / "hpatches", sequences={"i_one": 4, "i_two": 5, "v_one": 4, "v_two": 4})
     (hpatches / "splits.json").write_text(json.dumps(SPLITS))

@@ -178,6 +178,7 @@ torch.save([result.loss.detach(), gradient, buffers], f"{sys.argv[1]}.{world.siz
 """
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES)

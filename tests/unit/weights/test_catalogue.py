@@ -129,6 +129,7 @@ def test_the_packages_hold_the_authors_files(name: str, no_network: None) -> Non
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_no_package_is_imported(authors_file: Path) -> None:
     code = (
         "import sys; from featkit.weights.catalogue import load_published;"

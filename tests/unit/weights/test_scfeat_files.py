@@ -98,6 +98,7 @@ def test_a_limit_that_cannot_be_kept(network: SCFeatNetwork, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_papers_network_stays_in_half_precision_unless_asked(tmp_path: Path) -> None:
     """10 MB are out of its reach: 8 bits would only make it worse."""
     large = make(encoder="resnet50")
