@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from email.parser import HeaderParser
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Annotated, Any, Protocol
@@ -48,9 +49,8 @@ CLIENT_GONE = 499  # never received by the client, only logged
 KEEP_ALIVE_S = 5
 LONGEST_NAME, LONGEST_CAMERA = 255, 500  # characters
 MOST_PARTS, LONGEST_HEAD = 16, 4096  # of a form; the latter in bytes
-FIELD = re.compile(r'(\w+)="([^"]*)"')  # parameters of a part of a form: name, filename
 BOUNDARY = re.compile(r'boundary="?([^";]{1,70})"?')
-FORM = "multipart/form-data"
+FORM, DISPOSITION = "multipart/form-data", "content-disposition"
 
 
 class WarmMap(Protocol):
@@ -332,7 +332,8 @@ class LocalizationQueue:
 def _unpack_form(path: Path, content_type: str) -> dict[str, str]:
     """Replace a form sent by a browser or `curl -F` by the file it contains, and return its fields, including `name`.
 
-    RFC 7578: parts between boundary lines, each with headers followed by an empty line. Raises RefusedError.
+    RFC 7578: parts between boundary lines, each with headers (read by Python's email package) followed by an empty
+    line. Raises RefusedError.
     """
     boundary = BOUNDARY.search(content_type)
     if boundary is None:
@@ -349,13 +350,16 @@ def _unpack_form(path: Path, content_type: str) -> dict[str, str]:
             raise RefusedError(400, f"a part of the form has a head of more than {LONGEST_HEAD} bytes")
         if not empty:  # the line at the end
             continue
-        parameters = dict(FIELD.findall(head.decode("utf-8", "replace")))
-        if "filename" in parameters:
+        headers = HeaderParser().parsestr(head.decode("utf-8", "replace").lstrip())
+        field, filename = str(headers.get_param("name", "", DISPOSITION)), headers.get_filename()
+        if filename is not None:
             if photograph is None:
                 photograph = content
-                fields.setdefault("name", parameters["filename"] or "image")
+                fields.setdefault("name", filename or "image")
+        elif field == "intrinsics" and len(content) > LONGEST_CAMERA:
+            raise RefusedError(422, f"intrinsics of more than {LONGEST_CAMERA} characters")
         elif len(content) <= LONGEST_CAMERA:
-            fields[parameters.get("name", "")] = content.decode("utf-8", "replace")
+            fields[field] = content.decode("utf-8", "replace")
     if photograph is None:
         raise RefusedError(400, "a form without a file in it; curl -F image=@photo.jpg")
     if not photograph:

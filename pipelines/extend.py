@@ -32,7 +32,7 @@ from featkit.images.read import stored_size
 from featkit.io.artifact import artifact, locked, scratch, write_text
 from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import FeatureStore, extractor_name, open_features
-from featkit.io.lists import read_pairs, write_pairs
+from featkit.io.lists import Spelling, read_pairs, write_pairs
 from featkit.io.maintain import merge_stores
 from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping.cameras import CameraConfig, check_camera_config, check_photographs
@@ -285,8 +285,9 @@ def _find_work(
     if not registered:
         raise BadInputError(f"{folder}: no image of this model has a pose")
     listed = list_images(photographs)
-    new = [name for name in listed if name not in registered]
-    gone = sorted(registered.keys() - set(listed)) if config.prune else []
+    spelled = Spelling(lambda: registered)  # the map's own names, which may be in the other Unicode form
+    new = [name for name in listed if spelled(name) not in registered]
+    gone = sorted(registered.keys() - set(map(spelled, listed))) if config.prune else []
     alone = all(len(frame.data_ids) == 1 for frame in model.frames.values())  # a rig's frame is removed as a whole
     if config.prune and len(registered) - len(gone) < (MIN_IMAGES if alone else 1):
         some = len(registered) - len(gone) or "none"
@@ -297,22 +298,51 @@ def _find_work(
     refuse_missing_folders(images)
     features = features or _own_features(folder)
     files: dict[str, Path] = {}
-    if features is None or any(name in registered for name in listed):
+    if features is None or len(new) < len(listed):
         try:
             files = find_photographs(folder, sorted(registered), images or ([photographs] if config.prune else []))
         except BadInputError:
             if features is None:
                 raise
-    for name in set(listed) & registered.keys():
-        there, camera = photographs / name, registered[name]
-        other = name in files and file_digest(files[name]) != file_digest(there)
-        if other or stored_size(there) != (camera.width, camera.height):
-            raise BadInputError(f"{there}: is another photograph than the map's of that name; rename it")
+    _refuse_other_photographs(photographs, {n: spelled(n) for n in listed if n not in new}, registered, files, features)
     if not new and not gone:
         raise BadInputError(
             f"{photographs}: nothing to do: all of its {len(listed)} photographs are in the map already"
         )
     return Work(folder, model, features, files, new, gone)
+
+
+def _refuse_other_photographs(
+    photographs: Path,
+    listed: Mapping[str, str],
+    registered: Mapping[str, Any],
+    files: Mapping[str, Path],
+    features: Path | None,
+) -> None:
+    """Raise BadInputError for a photograph that is not the map's of that name: of another size, or another file.
+
+    listed: the map's names by those in the folder. files: the map's photographs, as far as they are known. Otherwise
+    the digests in the map's features tell; where none is the same there may have been masks, and a warning is given.
+    """
+    sources: dict[str, str] = {}
+    if features is not None:
+        with open_features(features) as store:
+            sources = {own: store.source(own) for own in listed.values() if own not in files and store.has(own)}
+    others = []
+    for name, own in listed.items():
+        there, camera, found = photographs / name, registered[own], file_digest(photographs / name)
+        if (own in files and file_digest(files[own]) != found) or stored_size(there) != (camera.width, camera.height):
+            raise BadInputError(f"{there}: is another photograph than the map's of that name; rename it")
+        if sources.get(own, "") not in {"", found, digest(found, "views")}:  # the last: of a panorama
+            others.append(name)
+    if others and len(others) < len(sources):
+        raise BadInputError(f"{photographs / others[0]}: is another photograph than the map's of that name; rename it")
+    if others:
+        LOGGER.warning(
+            "%s: left out, as the map has photographs of these names: %s; if they are others, rename them (--images"
+            " with the map's photographs tells)",
+            *(photographs, some_names(others)),
+        )
 
 
 def _own_features(folder: Path) -> Path | None:

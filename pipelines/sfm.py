@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from featkit.core.types import Pose
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.stage import ExtractConfig, extraction_method, prepare_workers, with_intensity_range
+from featkit.images.exif import some_names
+from featkit.images.listing import list_images
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
-from featkit.io.features import extractor_name
-from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses, respelled
+from featkit.io.features import extractor_name, open_features
+from featkit.io.lists import Intrinsics, Spelling, describe_pairs, read_pairs, read_poses, respelled, write_pairs
 from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import SPHERE, check_camera_config, check_photographs, listed_intrinsics
@@ -132,6 +135,8 @@ def run(
         pairs = pair_list or output / "pairs.txt"
         if pairs_by is not None:
             pairing.run(pairs_by, features, pairs, names=names, sources=sources, seed=config.seed, overwrite=overwrite)
+        else:
+            pairs = _usable_pairs(pairs, list_images(images), features, output / "usable_pairs.txt")
     with timed("match", seconds):
         matches = stages.match(matcher, features, pairs, output / "matches.h5", overwrite=overwrite, engine=engine)
     with timed("verify", seconds):
@@ -243,6 +248,25 @@ def _warn(result: SfmResult, min_registered: float) -> None:
             f"{result.sparse}: {metrics['registered']} of {metrics['images']} photographs are in the map, fewer than"
             f" the share of {min_registered:g} that was asked for (--min-registered); map and report are there"
         )
+
+
+def _usable_pairs(given: Path, listed: Sequence[str], features: Path, output: Path) -> Path:
+    """The user's pairs without photographs that were left out: unreadable, masked or not in the reference.
+
+    given, if none was; otherwise the others are written to `output`. A name of no photograph stays: it is a mistake.
+    """
+    with open_features(features) as store:
+        left_out = set(listed) - set(store.names())
+        pairs = read_pairs(given, spelled=(Spelling(store.names),) * 2)
+    usable = [pair for pair in pairs if not {pair.name0, pair.name1} & left_out]
+    if len(usable) == len(pairs):
+        return given
+    LOGGER.warning(
+        "%s: %d of %d pairs are of photographs that are left out (%s)",
+        *(given, len(pairs) - len(usable), len(pairs)),
+        some_names(sorted(left_out & {name for pair in pairs for name in (pair.name0, pair.name1)})),
+    )
+    return write_pairs(output, usable)
 
 
 def _portable(config: SfmConfig, ran: SfmConfig, pairs_by: Method[Any] | None) -> SfmConfig:

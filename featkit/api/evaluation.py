@@ -17,7 +17,7 @@ from featkit.data.hpatches import find_splits
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.evaluation.aachen import AachenBenchmark
 from featkit.evaluation.benchmark import Benchmark, ImageBenchmark, Result, Work, method_names, names_in, run_benchmark
-from featkit.evaluation.datasets import AvailableData, available_data, not_learned_from, patch_method
+from featkit.evaluation.datasets import AvailableData, available_data, learned_by, not_learned_from, patch_method
 from featkit.evaluation.eth import EthBenchmark
 from featkit.evaluation.hpatches import Hpatches
 from featkit.evaluation.hpatches_patches import HpatchesPatches
@@ -250,8 +250,8 @@ def _plan_benchmarks(
             yield BenchmarkRun(benchmark, [root], folder, features, reading)
     for root, folder in _output_folders(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
         yield BenchmarkRun("eth", [root], folder, features, reading)
-    weights = [method.weights_sha256 for method in methods]
-    posed = [*found.eth, *found.localization, *not_learned_from(found.models, weights)]
+    learned = {scene for method in methods for scene in learned_by(method)}
+    posed = [*found.eth, *found.localization, *not_learned_from(found.models, learned)]
     if found.localization:
         yield BenchmarkRun("localization", found.localization, out, features, reading, many=True)
     if posed:
@@ -261,7 +261,7 @@ def _plan_benchmarks(
     names = {name: method.name for method in methods if (name := patch_method(method)) is not None}
     if not names:
         return
-    sets, of_patches = not_learned_from(found.patches, weights), ",".join(names)
+    sets, of_patches = not_learned_from(found.patches, learned), ",".join(names)
     if sets:
         yield BenchmarkRun("ubc", sets, out, of_patches, {}, many=True, names=names)
     for root, folder in _output_folders(found.hpatches, out):

@@ -269,9 +269,9 @@ def with_options(
     """Give a function parameters that are fields of `config`, which it receives complete as its parameter `into`.
 
     config: None for a function without configuration. settings_at: path in it that `settings` change; "": anything.
-    run_file: name of the parameter that is a saved run (`core.run_file`), whose values are overridden by parameters
-    that differ from their defaults. The function's annotations describe its own parameters for the command line; a
-    str is accepted for a Path. The new function raises UsageError for a value that its field refuses.
+    run_file: name of the parameter that is a saved run (`core.run_file`), whose values are overridden by all parameters
+    that are given, be it with their default. The function's annotations describe its own parameters for the command
+    line; a str is accepted for a Path. The new function raises UsageError for a value that its field refuses.
     """
 
     def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -289,6 +289,7 @@ def with_options(
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
+            said = set(bound.arguments)
             bound.apply_defaults()
             given = bound.arguments
             arguments = {p.name: _with_paths(p.annotation, given[p.name]) for p in own}
@@ -307,7 +308,7 @@ def with_options(
                     name: path for name, path in found.arguments.items() if arguments.get(name, saved) is None
                 }
             for name, one in described.items():
-                if saved is None or given[name] != one.default:
+                if saved is None or name in said:
                     values = merged_values(_drop_replaced(values, one, given[name]), one.placed(given[name]))
             changes = parse_settings(given["settings"])
             values = merged_values(values, at_path(settings_at, changes) if settings_at else changes)

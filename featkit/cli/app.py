@@ -26,7 +26,7 @@ from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options common to all commands."""
+    """Options common to all commands. given: names of all parameters of the command that the user gave."""
 
     json: bool
     verbose: int
@@ -34,6 +34,7 @@ class RunOptions:
     device: str
     seed: int
     debug: bool
+    given: frozenset[str] = frozenset()
 
 
 class Seeded(Config):
@@ -125,16 +126,24 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         for name, annotation in COMMON.items()
     ]
     common = [_shown(one) for one in common]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
-        run = RunOptions(**{name: kwargs.pop(name) for name in COMMON})
+        context: typer.Context = kwargs.pop("context")
+        given = frozenset(name for name in context.params if not _is_default(context, name))
+        run = RunOptions(**{name: kwargs.pop(name) for name in COMMON}, given=given)
         _execute(functools.partial(function, *args, **kwargs, run=run), run)
 
     del command.__wrapped__  # Typer would take its signature instead
-    command.__signature__ = inspect.Signature(own + common)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in own + common}
+    command.__signature__ = inspect.Signature([*own, *common, context])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*own, *common, context]}
     return command
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is None or source.name in {"DEFAULT", "DEFAULT_MAP"}
 
 
 def _shown(parameter: inspect.Parameter) -> inspect.Parameter:

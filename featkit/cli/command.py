@@ -30,7 +30,9 @@ def command(function: Callable[..., Any]) -> Callable[[Callable[[Any], Outcome]]
 
     def decorated(show: Callable[[Any], Outcome]) -> Callable[..., None]:
         def run_function(*, run: RunOptions, **values: Any) -> Outcome:
-            return show(function(**values, **{name: getattr(run, name) for name in shared}))
+            values |= {name: getattr(run, name) for name in shared}
+            unsaid = declared.options.keys() - run.given  # a default does not go over the value of a saved run
+            return show(function(**{name: value for name, value in values.items() if name not in unsaid}))
 
         parameters = [*map(typer_parameter, first), *generated, *settings, *map(typer_parameter, last)]
         if any(one.name == "engine" for one in declared.own):

@@ -75,17 +75,17 @@ A scene is a folder with images/, poses.txt (true poses) and camera.txt. Every f
 are mapped with their true poses. Each map is kept in OUT/localization, with the report of its localization."""
 UBC_HELP = """FPR95 on the test pairs of PhotoTour sets (UBC's own, or made with `featkit data patches`).
 
-Example: `featkit eval ubc --data patches/liberty --data patches/aerial --features rootsift,sdgmnet`
+Example: `featkit eval ubc --data patches/church --data patches/aerial --features rootsift,sdgmnet`
 
-With --runs, a folder of training runs SET/METHOD, each network is tested on all sets except the one it was trained
-on."""
+A method is not tested on scenes that its weights were trained on, as far as the manifest or the file says. With --runs,
+a folder of training runs SET/METHOD, each network is tested on all sets except the one it was trained on."""
 PATCHES_HELP = """HPatches' three tasks: verification, matching, retrieval.
 
 Example: `featkit eval patches --root data/hpatches --split a --features rootsift,hynet`
 
 The official task files are used if found; otherwise tasks are drawn by the same rules. With --runs, a folder of
-training runs SET/METHOD, the best and the last network of each run are evaluated; runs trained on sequences of the test
-part are left out."""
+training runs SET/METHOD, the best and the last network of each run are evaluated; weights trained on sequences of the
+test part are left out."""
 ROME_HELP = """Patch retrieval on RomePatches: mean AP of 1,000 queries, for the training set and the test set.
 
 Example: `featkit eval rome --root data/rome --features rootsift,doap`

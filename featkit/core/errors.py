@@ -115,6 +115,17 @@ def refuse_pipe(path: Path) -> None:
         raise BadInputError(f"{path}: not a file but a pipe or a device; give the file itself")
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add a file's name to the errors of code that is only given its content."""
+    try:
+        yield
+    except BadInputError as error:
+        if str(path) in str(error):
+            raise
+        raise BadInputError(f"{path}: {error}") from None
+
+
 def open_input(path: Path) -> BinaryIO:
     """Open a user's file for reading, without waiting for a pipe.
 

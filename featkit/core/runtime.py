@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -322,6 +323,44 @@ def torch_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
     return device
+
+
+# torch's number of cores is one for the whole process, and the default of threads that start: while pools divide it, it
+# is a share, so what it was before the first of them is kept here until the last is closed.
+_CORES_LOCK = threading.Lock()
+_undivided: list[int] = []  # torch's cores before the first open pool, once for each open pool
+
+
+def torch_cores() -> int:
+    """Cores that torch uses for one operation, also while `threads_on_cores` divides them."""
+    import torch
+
+    with _CORES_LOCK:
+        return _undivided[0] if _undivided else torch.get_num_threads()
+
+
+@contextmanager
+def threads_on_cores(name: str, most: int, cores_each: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of at most `most` threads between which torch's cores are divided. Several may be open at once.
+
+    Faster than all cores on one batch after another: threads of one operation wait for each other. cores_each: None for
+    an equal share.
+    """
+    import torch
+
+    with _CORES_LOCK:
+        cores = _undivided[0] if _undivided else torch.get_num_threads()
+        _undivided.append(cores)
+    threads = max(1, min(cores, most))
+    share = cores_each or max(1, cores // threads)
+    torch.set_num_threads(share)
+    try:
+        with ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield pool
+    finally:
+        with _CORES_LOCK:
+            _undivided.pop()
+            torch.set_num_threads(cores)
 
 
 def capped(asked: int) -> int:

@@ -103,7 +103,7 @@ class HomographyViews:
     def render(self, number: int) -> DecodedImage:
         """A view in grey."""
         photograph = self.photographs.folder / self.photographs.names[number // self.config.views]
-        pixels = decode(photograph, _decode_config(self.config), colour=True).pixels
+        pixels = decode(photograph, _reduced_decoding(self.photographs, self.config), colour=True).pixels
         size = pixels.shape[1], pixels.shape[0]
         shown, _ = warp(pixels, self.homographies[number], size)
         shown = relit(shown, self.config.light, np.random.default_rng([*self.seed, 1, number]))
@@ -135,12 +135,13 @@ def homography_frames(
     max_patches: limit, reached by drawing complete classes at random. Raises BadInputError.
     """
     generator = np.random.default_rng([*seed, 0])
+    decoding = _reduced_decoding(photographs, config)
     homographies, parts, first = [], [], 0
     detections_by_photograph = detected(
-        detector, photographs.folder, photographs.names, photographs.name, generator, workers, config.max_side
+        detector, photographs.folder, photographs.names, photographs.name, generator, workers, decoding
     )
     for number, (_, detections) in enumerate(detections_by_photograph):
-        image = decode(inside(photographs.folder, photographs.names[number]), _decode_config(config))
+        image = decode(inside(photographs.folder, photographs.names[number]), decoding)
         seeds = _draw_seeds(image, detections, config, classes, magnification, generator)
         for view in range(config.views):
             homography = draw_view(config.view, image.size, generator)
@@ -160,8 +161,8 @@ def homography_frames(
     return HomographyViews(photographs, config, np.stack(homographies), seed), frames, counts
 
 
-def _decode_config(config: HomographiesConfig) -> DecodeConfig:
-    return DecodeConfig(resize_max=config.max_side)
+def _reduced_decoding(photographs: PhotographFolder, config: HomographiesConfig) -> DecodeConfig:
+    return photographs.decoding.model_copy(update={"resize_max": config.max_side})
 
 
 def _draw_seeds(

@@ -52,7 +52,7 @@ from featkit.data.phototour import (
 from featkit.data.scene_classes import scene_classes, select_classes
 from featkit.data.tracks import PhotographFolder, Scene
 from featkit.images.patches import cut_patches
-from featkit.images.read import DecodeConfig, DecodedImage, decode
+from featkit.images.read import DecodedImage, decode
 from featkit.io.artifact import inside, making, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 
@@ -177,7 +177,7 @@ def _patches_of_reconstruction(config: PatchSetConfig, scene: Scene, generator: 
         tracks.image_names,
         frames,
         counts,
-        lambda image: decode(inside(scene.images, tracks.image_names[image]), DecodeConfig()),
+        lambda image: decode(inside(scene.images, tracks.image_names[image]), scene.decoding),
         len(tracks.image_names),
     )
 
@@ -208,7 +208,7 @@ def _detect_keypoints(config: PatchSetConfig, scene: Scene, generator: np.random
     sizes = [tuple(size) for size in tracks.image_sizes.tolist()]
     names = tracks.image_names
     detections = detected(
-        config.detector, scene.images, names, tracks.name, generator, config.workers, file=scene.keypoints
+        config.detector, scene.images, names, tracks.name, generator, config.workers, scene.decoding, scene.keypoints
     )
     for name, expected_size, (size, image_keypoints) in zip(names, sizes, detections, strict=True):
         if size != expected_size:

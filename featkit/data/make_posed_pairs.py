@@ -52,7 +52,7 @@ from featkit.data.posed_pairs import (
 from featkit.data.tracks import Scene, SceneTracks, skip_empty_scenes
 from featkit.data.undistort import Pinhole, ResizedProjector, pinhole_of, pinhole_picture
 from featkit.geometry.pixels import intrinsics_from_colmap
-from featkit.images.read import DecodeConfig, DecodedImage, decode
+from featkit.images.read import DecodedImage, decode
 from featkit.io.artifact import inside, scratch, write_bytes, write_stamp, write_text
 from featkit.io.atomic import FOREIGN, is_own_json, is_stamped, read_stamp, refuse_foreign
 
@@ -309,7 +309,7 @@ def _camera_row(scene: Scene, number: int, pinhole: Pinhole) -> CameraTable:
 
 def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, target: Path) -> CameraTable:
     path = inside(scene.images, scene.tracks.image_names[number])
-    image = decode(path, DecodeConfig(), colour=True)
+    image = decode(path, scene.decoding, colour=True)
     width, height = scene.tracks.image_sizes[number].tolist()
     size = (width, height)
     factors = resize_factors(size, image.stored_size, config.stretch_tolerance)

@@ -22,7 +22,7 @@ from featkit.core.types import Features
 from featkit.data.keypoint_classes import Detections
 from featkit.data.scene_classes import SceneClasses
 from featkit.features.stage import ExtractConfig, extraction_method, workers
-from featkit.images.read import DecodeConfig, DecodedImage, decode
+from featkit.images.read import PLAIN_DECODING, DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside
 from featkit.io.features import open_features
 
@@ -177,8 +177,9 @@ class DetectorConfig(Config):
     random_places: Count = 4000
     """Random positions per image, at most `max_num_features`."""
     free_scale_px: tuple[Pixels, Pixels] = (1.6, 12.0)
-    """Smallest and largest sigma of keypoints without a size (FAST, random, files without scales), px. Drawn uniformly
-    in the logarithm. Keypoints without an orientation get a random one."""
+    """Smallest and largest sigma of keypoints without a size (FAST, random, files without scales), px of the image they
+    were detected in, reduced or not. Drawn uniformly in the logarithm. Keypoints without an orientation get a random
+    one."""
 
 
 def detected(
@@ -188,20 +189,20 @@ def detected(
     label: str,
     generator: np.random.Generator,
     count: int = 0,
-    resize_max: int | None = None,
+    decoding: DecodeConfig = PLAIN_DECODING,
     file: Path | None = None,
 ) -> Iterator[tuple[tuple[int, int], Detections]]:
     """(width and height, keypoints) of every image, in pixels of the file.
 
-    count: processes, 0 for one per core. resize_max: longer side, px, to which images are reduced for detection.
+    count: processes, 0 for one per core. decoding: of the images, with the size at which keypoints are detected.
     file: a features.h5 with keypoints to use instead. Raises BadInputError.
     """
     if file is not None:
         all_features = _read_stored(file, names)
     elif config.kind == "dog":
-        all_features = _detect_with_dog(config, images, names, count, resize_max)
+        all_features = _detect_with_dog(config, images, names, count, decoding)
     else:
-        all_features = _detect_in_threads(config, images, names, count, resize_max, generator)
+        all_features = _detect_in_threads(config, images, names, count, decoding, generator)
     with progress(f"detect {label}", len(names), "images") as advance:
         for features in all_features:
             yield features.image_size, with_frames(features, config, generator)
@@ -209,19 +210,20 @@ def detected(
 
 
 def with_frames(features: Features, config: DetectorConfig, generator: np.random.Generator) -> Detections:
-    """Keypoints with sizes and orientations: their own, or random ones."""
+    """Keypoints with sizes and orientations: their own, or random ones, drawn where the keypoints were detected."""
     count = len(features.keypoints)
-    low, high = np.log2(config.free_scale_px)
+    reduction = 1.0 if features.from_seen is None else np.sqrt(abs(np.linalg.det(features.from_seen[:, :2])))
+    low, high = np.log2(np.multiply(config.free_scale_px, reduction))
     scales = features.scales if features.scales is not None else 2.0 ** generator.uniform(low, high, count)
     oris = features.oris if features.oris is not None else generator.uniform(-np.pi, np.pi, count)
     return Detections(*(np.asarray(values, dtype=np.float64) for values in (features.keypoints, scales, oris)))
 
 
 def _detect_with_dog(
-    config: DetectorConfig, images: Path, names: Sequence[str], count: int, resize_max: int | None
+    config: DetectorConfig, images: Path, names: Sequence[str], count: int, decoding: DecodeConfig
 ) -> Iterator[Features]:
     changes = {"max_num_features": config.max_num_features, "peak_threshold": config.peak_threshold}
-    stage = ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=resize_max))
+    stage = ExtractConfig(features="rootsift", decode=decoding)
     method = extraction_method(stage, changes, "cpu")
     count = capped(count)
     with workers(method, count, names) as pool:
@@ -239,11 +241,11 @@ def _detect_in_threads(
     images: Path,
     names: Sequence[str],
     count: int,
-    resize_max: int | None,
+    decoding: DecodeConfig,
     generator: np.random.Generator,
 ) -> Iterator[Features]:
     def detect_image(name: str, image_generator: np.random.Generator) -> Features:
-        image = decode(inside(images, name), DecodeConfig(resize_max=resize_max))
+        image = decode(inside(images, name), decoding)
         return image.features_in_file(_detect_with_opencv(config, image, image_generator))
 
     with ThreadPoolExecutor(capped(count)) as pool:  # OpenCV releases the GIL

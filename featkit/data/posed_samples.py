@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -42,6 +42,7 @@ from featkit.data.views import (
     warp,
 )
 from featkit.geometry.pixels import warped_fundamental
+from featkit.images.intensity import common_decoding
 
 
 class PairAugmentation(Config):
@@ -301,14 +302,19 @@ class HomographyPairs:
 
 
 def photographs(source: Path) -> list[tuple[FileTree, str]]:
-    """All images in a folder or zip, or a single image file. Raises BadInputError if there are none."""
+    """All images in a folder or zip, or a single image file. Raises BadInputError if there are none.
+
+    Files of more than 8 bits in a folder are decoded with one common intensity range.
+    """
     if source.is_file() and is_image(source.name):
-        return [(FileTree(source.parent), source.name)]
+        return [(FileTree(source.parent, decoding=common_decoding([source])), source.name)]
     tree = open_tree(source)
-    images = [(tree, name) for name in tree.names() if is_image(name)]
-    if not images:
+    names = [name for name in tree.names() if is_image(name)]
+    if not names:
         raise BadInputError(f"{source}: no photographs in it")
-    return images
+    if tree.archive is None:
+        tree = replace(tree, decoding=common_decoding([tree.root / name for name in names]))
+    return [(tree, name) for name in names]
 
 
 def reduced(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "H W 3"]:

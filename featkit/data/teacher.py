@@ -68,7 +68,7 @@ class Teacher:
 
         image_size: width and height of the pixels that `canvas_from_image` maps onto the canvas.
         """
-        features = self._stores[str(folder)].read(name)
+        features = self._stores[str(folder)].read(name).as_seen()  # upright, as the photograph
         canvas_from_file = canvas_from_image @ as_homography(resize_affine(features.image_size, image_size))
         mapped = np.concatenate([features.keypoints, np.ones((len(features), 1))], axis=1) @ canvas_from_file.T
         front = mapped[:, 2] > 0  # the sign of a view's homography counts: see draw_view

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from featkit.core.errors import EmptySceneError
+from featkit.images.read import PLAIN_DECODING, DecodeConfig
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -116,23 +117,25 @@ class SceneTracks:
 class Scene:
     """A reconstruction from which patches are made, the folder of its photographs, and their licence.
 
-    keypoints: a features.h5 whose keypoints replace those of the detector.
+    keypoints: a features.h5 whose keypoints replace those of the detector. decoding: of all its photographs.
     """
 
     tracks: SceneTracks
     images: Path
     licence: str = NO_LICENCE
     keypoints: Path | None = None
+    decoding: DecodeConfig = PLAIN_DECODING
 
 
 @dataclass(frozen=True)
 class PhotographFolder:
-    """Single photographs in a folder, and their licence."""
+    """Single photographs in a folder, their licence, and how they are decoded."""
 
     name: str
     folder: Path
     names: tuple[str, ...]
     licence: str
+    decoding: DecodeConfig = PLAIN_DECODING
 
 
 def skip_empty_scenes(items: Sequence[T], work: Callable[[T], object]) -> list[T]:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from featkit.core.errors import BadInputError, message_of, open_input
 from featkit.images.listing import SUFFIXES
-from featkit.images.read import DecodeConfig, decode
+from featkit.images.read import PLAIN_DECODING, DecodeConfig, decode_data
 from featkit.io.artifact import inside
 
 MAX_BYTES = 1 << 28  # limit of one zip member, so that a crafted file cannot exhaust the memory
@@ -28,6 +28,8 @@ class FileTree:
     root: Path
     archive: zipfile.ZipFile | None = None
     prefix: str = ""
+    decoding: DecodeConfig = PLAIN_DECODING
+    """How `upright_pixels` decodes."""
 
     def where(self, name: str) -> str:
         """A file's full name, for messages."""
@@ -80,10 +82,8 @@ class FileTree:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
     def upright_pixels(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        """An upright photograph: RGB. Images in a zip are upright already. Raises BadInputError."""
-        if self.archive is not None:
-            return self.stored_pixels(name)
-        return decode(inside(self.root, name), DecodeConfig(), colour=True).pixels
+        """An upright photograph: RGB. Raises BadInputError."""
+        return decode_data(Path(self.where(name)), self.read(name), self.decoding, colour=True).pixels
 
 
 def _files_below(root: Path) -> Iterator[str]:

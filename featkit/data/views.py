@@ -42,6 +42,13 @@ class CanvasConfig(Config):
     logarithm, the same for both images of a pair, and limited to the photograph's resolution; shows sharp detail on
     small canvases too."""
 
+    def check_cells(self, name: str, cell_px: int) -> None:
+        """Raise ValueError for cells of which no complete one is on the canvas. name: of their field."""
+        if cell_px > min(self.width, self.height):
+            raise ValueError(
+                f"{name}: {cell_px} is more than augmentation.canvas, {self.width} x {self.height} px, holds"
+            )
+
     @property
     def size(self) -> tuple[int, int]:
         """Width and height."""

@@ -121,10 +121,11 @@ class Plan:
         return [number for number in range(len(self.sizes)) if not self.shard(number).exists()]
 
 
-def make_plan(task: Any, items: Sequence[Any], output: Path, shards: int = 0) -> Plan:
+def make_plan(task: Any, items: Sequence[Any], output: Path, shards: int = 0, inputs: str = "") -> Plan:
     """Split items, in order, into shards of equal size and write the plan; an existing plan is kept.
 
-    shards: number of shards; 0: from the task's `items_per_shard`. Raises BadInputError, NotWritableError.
+    shards: number of shards; 0: from the task's `items_per_shard`. inputs: digest of what the items are made from;
+    finished shards of a plan are used only while it is the same. Raises BadInputError, NotWritableError.
     """
     count = min(len(items), shards or max(1, round(len(items) / task.items_per_shard)))
     edges = [len(items) * number // count for number in range(count + 1)]
@@ -140,7 +141,7 @@ def make_plan(task: Any, items: Sequence[Any], output: Path, shards: int = 0) ->
     }
     written = [json.dumps(part, ensure_ascii=False) for part in parts]
     name = output.name.strip(".").removesuffix(".part")
-    folder = output.with_name(f"{name}.shards") / digest(json.dumps(described, sort_keys=True), *written)
+    folder = output.with_name(f"{name}.shards") / digest(json.dumps(described, sort_keys=True), inputs, *written)
     if not (folder / PLAN).exists():
         for number, text in enumerate(written):
             write_text(folder / f"{number:04d}.json", text + "\n", owned=True)  # the folder's name is their digest

@@ -35,10 +35,10 @@ from featkit.engine.ray import run_on_ray
 from featkit.features import stage as extraction
 from featkit.features.base import Extractor
 from featkit.features.stage import ExtractConfig, with_stage_config
-from featkit.images.listing import list_images
+from featkit.images.listing import file_digest, list_images
 from featkit.io.artifact import locked
 from featkit.io.features import FeatureStore, open_features
-from featkit.mapping.verify import Verifier, VerifyConfig
+from featkit.mapping.verify import Verifier, VerifyConfig, unverified
 from featkit.matching import stage as matching
 from featkit.matching.stage import Matcher
 from featkit.retrieval.retrieve import Describe
@@ -81,9 +81,9 @@ def extract(
     with locked(output):
         todo = extraction.images_to_extract(method, images, output, usable, overwrite)
         config = method.config.model_copy(update={"workers": max(1, int(engine.cpus))})
-        _run_and_join(
-            engine, ExtractTask(config=config, images=images, device=method.device), todo, len(usable), output
-        )
+        task = ExtractTask(config=config, images=images, device=method.device)
+        inputs = digest(method.weights_sha256, *(file_digest(images / name) for name in todo))
+        _run_and_join(engine, task, todo, len(usable), output, inputs)
     with open_features(output) as store:
         if not any(store.has(name) for name in usable):
             raise EmptyResultError(f"{images}: none of its {len(usable)} images could be used")
@@ -106,7 +106,10 @@ def match(
         todo, total = matching.waiting(method, features, pairs, output, overwrite)
         settings = method.own.model_dump(mode="json")
         task = MatchTask(matcher=method.name, settings=settings, features=features, device=method.device)
-        _run_and_join(engine, task, _name_pairs(todo), total, output)
+        with open_features(features) as store:
+            used = sorted({name for pair in todo for name in (pair.name0, pair.name1)})
+            inputs = digest(*(f"{name} {store.digest(name)}" for name in used))
+        _run_and_join(engine, task, _name_pairs(todo), total, output, inputs)
     return output
 
 
@@ -128,7 +131,8 @@ def _describe_in_shards(
     codebook_path = output.with_name(f"{output.name}.shards") / f"codebook-{codebook_digest}.npz"
     write_codebook(codebook, codebook_path)
     task = DescribeTask(features=store.path, codebook=codebook_path, config=config, device=device)
-    plan = _run_plan(engine, task, names, output)
+    inputs = digest(*(f"{name} {store.digest(name)}" for name in names))
+    plan = _run_plan(engine, task, names, output, inputs)
     yield from read_vectors([plan.shard(number) for number in range(len(plan.sizes))])
     remove_plan(plan)
     with contextlib.suppress(OSError):  # the folder may contain another command's plan
@@ -145,24 +149,25 @@ def _verify_in_shards(
     engine: EngineConfig, config: VerifyConfig, database: Path, matches: Path, pairs: list[Pair]
 ) -> None:
     task = VerifyTask(config=config, database=database, matches=matches)
-    _run_and_join(engine, task, _name_pairs(pairs), len(pairs), database)
+    todo, inputs = unverified(database, matches, pairs)
+    _run_and_join(engine, task, _name_pairs(todo), len(pairs), database, inputs)
 
 
 def _name_pairs(pairs: Sequence[Pair]) -> list[list[str]]:
     return [[pair.name0, pair.name1] for pair in pairs]
 
 
-def _run_and_join(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, output: Path) -> None:
+def _run_and_join(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, output: Path, inputs: str) -> None:
     if len(todo) < total:
         LOGGER.info("%s: %d of %d %s are done already", task.stage, total - len(todo), total, task.unit)
     if not todo:
         return
-    join(_run_plan(engine, task, todo, output))
+    join(_run_plan(engine, task, todo, output, inputs))
 
 
-def _run_plan(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path) -> Plan:
-    """The plan of a task with all of its shards finished. Raises Planned."""
-    plan = make_plan(task, todo, output, engine.shards)
+def _run_plan(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path, inputs: str) -> Plan:
+    """The plan of a task with all of its shards finished. inputs: see `make_plan`. Raises Planned."""
+    plan = make_plan(task, todo, output, engine.shards, inputs)
     if engine.name == "plan" and plan.waiting():
         raise Planned(plan)
     if engine.name == "ray":

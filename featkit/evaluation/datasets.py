@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from featkit.evaluation.patches import BASELINES
 from featkit.evaluation.sequences import is_sequence
 from featkit.images.listing import SUFFIXES
 from featkit.io.atomic import read_lines
-from featkit.weights.manifest import manifest_rows
+from featkit.weights.files import learned_scenes
+from featkit.weights.manifest import SUFFIX, manifest_rows
 
 LOGGER = logging.getLogger(__name__)
 DEPTH = 4  # levels of subfolders searched
@@ -89,16 +90,20 @@ def _data_kind(folder: Path) -> str | None:
     return "sequences" if any(is_sequence(path) for path in folder.iterdir() if path.is_dir()) else None
 
 
-def not_learned_from(folders: Iterable[Path], weights: Iterable[str]) -> list[Path]:
-    """Folders whose scenes none of the weights was trained on, by the manifest. weights: sha256 of files; "": none.
+def learned_by(method: Method) -> frozenset[str]:
+    """The scenes that a method's weights were trained on, as far as featkit knows; published networks: none."""
+    row = next((row for row in manifest_rows() if row.sha256 == method.weights_sha256), None)
+    if row is not None:
+        return frozenset(row.scenes)
+    weights = Path(str(method.config.extractor.get("weights") or ""))
+    return learned_scenes(weights) if weights.suffix == SUFFIX and weights.is_file() else frozenset()
 
-    The training scenes of weights missing from the manifest are unknown and ignored.
-    """
-    used = set(weights)
-    learned = {scene for row in manifest_rows() if row.sha256 in used for scene in row.scenes}
+
+def not_learned_from(folders: Iterable[Path], learned: Collection[str]) -> list[Path]:
+    """Folders with none of the scenes that were learned from."""
     unseen = []
     for folder in folders:
-        overlap = sorted(scene_names(folder) & learned)
+        overlap = sorted(scene_names(folder).intersection(learned))
         if overlap:
             LOGGER.info("%s: not measured on, a weight was trained on %s", folder, ", ".join(overlap))
         else:

@@ -32,7 +32,7 @@ from featkit.data.hpatches_tasks import (
 from featkit.evaluation.benchmark import Ranked, Result, Work
 from featkit.evaluation.metrics import ap_of_counts, distance_matrix, indexed_distances
 from featkit.evaluation.patches import PatchDescriber, matching_ap
-from featkit.evaluation.ubc import PatchBenchmark, PatchMethod, percent
+from featkit.evaluation.ubc import PatchBenchmark, PatchMethod, percent, trained_on
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The three tasks.
@@ -316,7 +316,7 @@ def not_trained_on(methods: Sequence[PatchMethod], tested: set[str]) -> tuple[li
     for method in methods:
         shared = sorted(method.learned_scenes() & tested)
         if shared:
-            left_out[method.label] = f"trained on {shared[0]}" + (f" and {len(shared) - 1} more" if shared[1:] else "")
+            left_out[method.label] = trained_on(shared)
         else:
             usable.append(method)
     return usable, left_out

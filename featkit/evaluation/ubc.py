@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,14 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from featkit.core.content import Cell, Table
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.data.hpatches import RomePatches, read_rome
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import TestPairs, find_pairs, read_phototour, read_phototour_pairs
 from featkit.evaluation.benchmark import Benchmark, Data, Ranked, Result, Work
 from featkit.evaluation.metrics import ApRule, average_precision, distance_matrix, fpr95, indexed_distances
-from featkit.evaluation.patches import PatchDescriber, describe_used, patch_describer
+from featkit.evaluation.patches import BASELINES, PatchDescriber, describe_used, patch_describer
 from featkit.evaluation.published import published_tables
+from featkit.weights.files import learned_scenes
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Shared by benchmarks of patch descriptors: methods given as names of weights or as a folder of training runs.
@@ -45,17 +45,8 @@ class PatchMethod:
         return f"{self.train}/{self.name}, {self.variant}" if self.train else self.name
 
     def learned_scenes(self) -> frozenset[str]:
-        """Scenes that a run was trained on, from the summary.json next to its weights; empty for other weights.
-
-        Raises BadInputError if the summary cannot be read.
-        """
-        path = Path(self.weight).parent / "summary.json"
-        if not self.train or not path.is_file():
-            return frozenset()
-        try:
-            return frozenset(json.loads(path.read_text(encoding="utf-8"))["data"]["scenes"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise BadInputError(f"{path}: not the summary of a training run; train it again, or move the run") from None
+        """Scenes that its weights were trained on; empty for SIFT, and if nothing says so. Raises featkit's errors."""
+        return frozenset() if self.weight in BASELINES else learned_scenes(self.weight)
 
 
 def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[PatchMethod]:
@@ -119,6 +110,11 @@ class UbcSet:
     def name(self) -> str:
         return self.patch_set.name
 
+    @property
+    def scenes(self) -> frozenset[str]:
+        """Names of its scenes, and its own."""
+        return frozenset((self.name, *self.patch_set.scene_names))
+
 
 @dataclass(frozen=True)
 class UbcScore:
@@ -148,16 +144,32 @@ def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
 
 def evaluate_ubc(
     sets: Sequence[UbcSet], methods: Sequence[PatchMethod], make: Callable[[str], PatchDescriber]
-) -> list[UbcScore]:
-    """Every method on every set except its training set. make: loads the descriptor of a `weight`."""
-    scores = []
+) -> tuple[list[UbcScore], dict[str, dict[str, str]]]:
+    """Every method on every set but its training set and those with a scene that it was trained on.
+
+    Also by method and set why a set is left out, unless it is the training set. make: loads the descriptor of a
+    `weight`. Raises EmptyResultError if nothing is left to measure.
+    """
+    scores: list[UbcScore] = []
+    left_out: dict[str, dict[str, str]] = {}
     for method in methods:
-        describe = make(method.weight)
+        describe, learned = make(method.weight), method.learned_scenes()
         for data in sets:
-            if data.name != method.train:
-                value = evaluate_pairs(data, describe)
-                scores.append(UbcScore(method.name, method.train, method.variant, data.name, value, len(data.pairs)))
-    return scores
+            if data.name == method.train:
+                continue
+            if shared := sorted(learned & data.scenes):
+                left_out.setdefault(method.label, {})[data.name] = trained_on(shared)
+                continue
+            value = evaluate_pairs(data, describe)
+            scores.append(UbcScore(method.name, method.train, method.variant, data.name, value, len(data.pairs)))
+    if not scores:
+        raise EmptyResultError(f"all methods were trained on all of {', '.join(data.name for data in sets)}")
+    return scores, left_out
+
+
+def trained_on(scenes: Sequence[str]) -> str:
+    """Why a method is not tested on some scenes, of which there is at least one."""
+    return f"trained on {scenes[0]}" + (f" and {len(scenes) - 1} more" if scenes[1:] else "")
 
 
 @dataclass(frozen=True)
@@ -208,20 +220,19 @@ class Ubc(PatchBenchmark[list[UbcSet]]):
         return [read_ubc(folder, self.pairs) for folder in roots]
 
     def run(self, data: list[UbcSet], methods: Sequence[PatchMethod], work: Work) -> Result:
-        scores = evaluate_ubc(data, methods, lambda weight: patch_describer(weight, self.device))
+        scores, left_out = evaluate_ubc(data, methods, lambda weight: patch_describer(weight, self.device))
         table = ubc_table(scores)
         heads = [f"{train} -> {test}" if train else test for train, test in table.columns]
         rows: list[list[Cell]] = [
             [name, variant or "-", *map(percent, values), percent(table.mean(values))]
             for name, variant, values in table.rows
         ]
-        note = "; ".join(
-            f"{ubc_set.name}: {len(ubc_set.pairs):,} pairs of {ubc_set.pairs_file.name}" for ubc_set in data
-        )
+        notes = [f"{ubc_set.name}: {len(ubc_set.pairs):,} pairs of {ubc_set.pairs_file.name}" for ubc_set in data]
+        notes += [f"{name} not on {test} ({why})" for name, rest in left_out.items() for test, why in rest.items()]
         return Result(
             "UBC PhotoTour",
-            numbers={"scores": [asdict(score) for score in scores]},
-            tables=[Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, note), *self.printed()],
+            numbers={"scores": [asdict(score) for score in scores], "left_out": left_out},
+            tables=[Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, "; ".join(notes)), *self.printed()],
             ranking=[
                 Ranked(name, "mean FPR95, %", percent(table.mean(values)), "low") for name, _, values in table.rows
             ],

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
@@ -22,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from featkit.core.config import Config, KeypointCount, Later, Magnification, Pixels, Runtime
-from featkit.core.runtime import torch_device
+from featkit.core.runtime import threads_on_cores, torch_device
 from featkit.core.types import Features, PatchArray
 from featkit.features.base import BYTE, pack_bits
 from featkit.features.sift import Sift, SiftConfig
@@ -188,7 +185,7 @@ def describe_patches(
         for index in batches:
             describe(index)
         return found
-    with _single_core_threads(len(batches)) as pool:
+    with threads_on_cores("describe", len(batches), cores_each=1) as pool:
         list(pool.map(describe, batches))
     return found
 
@@ -203,19 +200,6 @@ def _describe_batch(network: FrozenNetwork, patches: AnyPatches, index: np.ndarr
         if network.is_binary:
             return pack_bits((described > 0).cpu().numpy())
         return described.cpu().numpy()
-
-
-@contextmanager
-def _single_core_threads(batches: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that use one core each: faster than several cores on one batch, which wait for each other."""
-    cores = torch.get_num_threads()
-    threads = max(1, min(cores, batches))
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, "describe", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(cores)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ MIN_SIDE_PX = 32
 """Largest stride of these networks (ALIKED's and XFeat's)."""
 KEYNET_SCALE = 22.0
 """Scale of a Key.Net keypoint in kornia divided by the scale of its pyramid level (`s_mult`)."""
+KEYNET_SIGMA = 1 / 12
+"""Scale of a Key.Net keypoint divided by kornia's, which is half the side of what HardNet sees. What it sees is then 24
+scales wide, as for `doghardnet`, and scales mean what they mean for DoG keypoints."""
 
 
 class PublishedConfig(Config):
@@ -337,9 +340,10 @@ class KeynetHardnet(PublishedExtractor):
         frames, responses, descriptors = self._network(image)
         filled = feature.laf_is_filled(frames)[0]
         frames = frames[:, filled]
-        scales = feature.get_laf_scale(frames)[0, :, 0, 0]
+        half_sides = feature.get_laf_scale(frames)[0, :, 0, 0]
         oris = -torch.deg2rad(feature.get_laf_orientation(frames)[0, :, 0])  # kornia's are counter-clockwise
-        corner = 0.5 * scales / KEYNET_SCALE - 0.5  # kornia scales a level's pixel indices, not pixel centres
+        corner = 0.5 * half_sides / KEYNET_SCALE - 0.5  # kornia scales a level's pixel indices, not pixel centres
+        scales = KEYNET_SIGMA * half_sides
         keypoints = torch.cat([frames[0, :, :, 2] + corner[:, None], scales[:, None], oris[:, None]], dim=1)
         return keypoints, descriptors[0, filled], responses[0, filled]
 

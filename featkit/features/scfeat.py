@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from featkit.core.config import Config, CountOrZero, FactorOrZero, KeypointCount, Later, Runtime
-from featkit.core.runtime import torch_device
+from featkit.core.runtime import torch_cores, torch_device
 from featkit.core.types import Features
 from featkit.features.fast.scfeat import DenseFeatures, FrozenSCFeat
 from featkit.geometry.batched import sample_map
@@ -458,8 +458,7 @@ class NetworkThread(Generic[AnImage]):
         self._work, self._at_once, self._most_pixels = weakref.WeakMethod(work), at_once, most_pixels
         self._waiting: deque[tuple[AnImage, Future[Features]]] = deque()
         self._lock = threading.Lock()
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(threads,))
+        self._pool = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(torch_cores(),))
 
     def submit(self, image: AnImage) -> Future[Features]:
         """Future of its features. An exception in `work` is raised by the result of every image in the batch."""

@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import Field
 
 from featkit.core.config import Config, Later, Runtime, WorkerCount, config_names, digest, make, named_config
-from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, UsageError, WorkerDiedError
+from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, UsageError, WorkerDiedError, naming
 from featkit.core.log import progress
 from featkit.core.processes import end_with_parent, keep_freed_memory, worker_context
 from featkit.core.registry import Method, class_of, resolve
@@ -308,7 +308,7 @@ def _collect_result(
         LOGGER.warning("skipped: %s", error)
         return name, None
     if len(features) == 0:
-        LOGGER.warning("%s: no keypoints found; it will not match any image", name)
+        LOGGER.warning("%s: no keypoints found in %d x %d px; it matches no image", name, *features.image_size)
     return name, features
 
 
@@ -349,21 +349,21 @@ def extract_one(
 ) -> Features:
     """Features of one image, in pixels of its file. points: keypoints to describe. Raises BadInputError."""
     image = _decoded(method, path, mask)
-    if points is not None:
-        return _check_finite(method, path, _describe_given_points(method, path, image, points))
-    return _check_finite(
-        method, path, to_file_pixels(method, image, extract_decoded(method, image, is_panorama(method, path)))
-    )
+    with naming(path):
+        if points is not None:
+            return _check_finite(method, path, _describe_given_points(method, path, image, points))
+        found = extract_decoded(method, image, is_panorama(method, path))
+        return _check_finite(method, path, to_file_pixels(method, image, found))
 
 
 def detect_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> DetectedImage:
     """Detect features of one image, the first step of `base.TwoSteps`. Raises BadInputError."""
-    image = _decoded(method, path, mask)
-    extractor = cast(TwoSteps, method.built)
-    if is_panorama(method, path) and is_cut_into_views(method, image):
-        views = [extractor.detect(view.cut(image.pixels)) for view in views_of(*image.size)]
-        return DetectedImage(path, image, views, in_views=True)
-    return DetectedImage(path, replace(image, pixels=image.pixels[:0]), extractor.detect(image.pixels))
+    image, extractor = _decoded(method, path, mask), cast(TwoSteps, method.built)
+    with naming(path):
+        if is_panorama(method, path) and is_cut_into_views(method, image):
+            views = [extractor.detect(view.cut(image.pixels)) for view in views_of(*image.size)]
+            return DetectedImage(path, image, views, in_views=True)
+        return DetectedImage(path, replace(image, pixels=image.pixels[:0]), extractor.detect(image.pixels))
 
 
 def _decoded(method: Method[Extractor], path: Path, mask: Path | None) -> DecodedImage:
@@ -374,10 +374,11 @@ def _decoded(method: Method[Extractor], path: Path, mask: Path | None) -> Decode
 def describe_one(method: Method[Extractor], detected: DetectedImage) -> Features:
     """Describe a detected image, on the device; `extract_one` does both steps. Raises BadInputError."""
     extractor = cast(TwoSteps, method.built)
-    if detected.in_views:
-        found = merge_view_features(method, detected.image, [extractor.describe(view) for view in detected.detected])
-    else:
-        found = extractor.describe(detected.detected)
+    with naming(detected.path):
+        if detected.in_views:
+            found = merge_view_features(method, detected.image, [extractor.describe(v) for v in detected.detected])
+        else:
+            found = extractor.describe(detected.detected)
     return _check_finite(method, detected.path, to_file_pixels(method, detected.image, found))
 
 

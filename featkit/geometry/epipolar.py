@@ -9,6 +9,7 @@ from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
 
 SAME_PLACE = 1e-12  # of the translations' lengths: a shorter baseline is rounding
+SAME_PLACE_READ = 1e-9  # the same for poses that were written as text
 
 
 def essential_matrix(pose0: Pose, pose1: Pose) -> Float[np.ndarray, "3 3"]:
@@ -71,6 +72,23 @@ def epipolar_inliers(
     """Matches within the thresholds (normalised units) of their epipolar lines in both images."""
     distance0, distance1 = epipolar_distances(essential, points0, points1)
     return (distance0 <= threshold0) & (distance1 <= threshold1)
+
+
+def is_turn(pose0: Pose, pose1: Pose) -> bool:
+    """Whether two cameras are at the same place, so that their views have no epipolar lines."""
+    rotation = rotation_matrix(pose1.qvec) @ rotation_matrix(pose0.qvec).T
+    reach = np.linalg.norm(pose0.tvec) + np.linalg.norm(pose1.tvec)
+    return bool(np.linalg.norm(pose1.tvec - rotation @ pose0.tvec) <= SAME_PLACE_READ * reach)
+
+
+def turn_inliers(
+    pose0: Pose, pose1: Pose, rays0: Float[np.ndarray, "n 3"], rays1: Float[np.ndarray, "n 3"], threshold: float
+) -> Bool[np.ndarray, " n"]:
+    """Matches whose unit rays point in the same direction of the world, within the threshold (radians)."""
+    turned = rays0 @ (rotation_matrix(pose1.qvec) @ rotation_matrix(pose0.qvec).T).T
+    return np.asarray(np.linalg.norm(np.cross(turned, rays1), axis=1) <= np.sin(threshold)) & (
+        np.sum(turned * rays1, axis=1) > 0
+    )
 
 
 def epipolar_inliers_of_rays(

@@ -19,7 +19,7 @@ from featkit.core.errors import BadInputError, open_input
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
 from featkit.images import jpeg_2000
-from featkit.images.read import UNREADABLE, decoded, open_header
+from featkit.images.read import UNREADABLE, DecodeConfig, decoded, open_header
 
 LOGGER = logging.getLogger(__name__)
 PNG, PNG_DEPTH_AT = b"\x89PNG\r\n\x1a\n", 24
@@ -90,11 +90,18 @@ def found_range(paths: Sequence[Path]) -> tuple[float, float] | None:
     if not low < high or (is_plain and high - low >= WIDE):
         return None
     LOGGER.info(
-        "%d photographs of more than 8 bits use %g to %g; this range is mapped to black and white in all of them"
-        " (decode.intensity_range)",
+        "%d photographs of more than 8 bits use %g to %g; this range is mapped to black and white in all of them",
         *(len(deep), low, high),
     )
     return low, high
+
+
+def common_decoding(paths: Sequence[Path], resize_max: int | None = None) -> DecodeConfig:
+    """How all photographs of a folder or scene are decoded: files of more than 8 bits with one common range.
+
+    resize_max: longer side, px. Raises BadInputError as `found_range`.
+    """
+    return DecodeConfig(resize_max=resize_max, intensity_range=found_range(paths))
 
 
 def _check_one_kind(found: dict[Path, _Range]) -> None:

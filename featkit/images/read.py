@@ -84,6 +84,9 @@ class DecodeConfig(Config):
         return self
 
 
+PLAIN_DECODING = DecodeConfig()
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """pixels: (h, w) or (h, w, 3) RGB, uint8, upright. stored_size: width, height of the file.
@@ -158,7 +161,11 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     Raises BadInputError if it is missing, broken, truncated or too large, or if its values are neither of 8 nor of 16
     bits and `config` does not say which are black and white.
     """
-    data = read_file(path)
+    return decode_data(path, read_file(path), config, colour)
+
+
+def decode_data(path: Path, data: bytes, config: DecodeConfig, colour: bool = False) -> DecodedImage:
+    """As `decode`, from the content of a file; path: for messages."""
     header = read_header(path, data, config)
     stored_size, tag = header.size, header.orientation
     if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders rotate the pixels on their own
@@ -196,8 +203,8 @@ def _stretch_to_8_bits(path: Path, pixels: np.ndarray, ends: tuple[float, float]
     """Map the range `ends` of values of any type to 8 bits; NaN is black. Raises BadInputError without a range."""
     if ends is None:
         raise BadInputError(
-            f"{path}: has values of {pixels.dtype.name}, with no common black and white; set decode.intensity_range,"
-            " or convert it to 16 bits"
+            f"{path}: has values of {pixels.dtype.name}, with no common black and white; set decode.intensity_range"
+            " if the command has it, or convert it to 16 bits"
         )
     low, high = ends
     scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - np.float32(low)) * np.float32(255 / (high - low))

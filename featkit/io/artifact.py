@@ -481,8 +481,7 @@ def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = Non
     """
     output = with_a_name(output)
     stamp = stamp or (output.with_suffix(".json") if output.suffix else output.with_name(f"{output.name}.json"))
-    if stamp == output:
-        raise BadInputError(f"{output}: its description would be written to the same file; choose another --out")
+    atomic.refuse_shared_stamp(output, stamp)
     refuse_foreign(output, stamp)
     atomic.refuse_other_kind(output, atomic.DATABASE, atomic.LIST)
     return Artifact(output, stamp, config, inputs)

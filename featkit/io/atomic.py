@@ -140,6 +140,18 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
     return described if isinstance(described, dict) else None
 
 
+def refuse_shared_stamp(output: Path, stamp: Path) -> None:
+    """Raise BadInputError for an output that is its own stamp or shares one: a list and a database, a.txt and a.db."""
+    if stamp == output:
+        raise BadInputError(f"{output}: its description would be written to the same file; choose another --out")
+    suffixes = (".txt", ".db")
+    for other in (output.with_suffix(suffix) for suffix in suffixes if suffix != output.suffix):
+        if output.suffix in suffixes and stamp.exists() and other.exists():
+            raise BadInputError(
+                f"{output}: {other.name} beside it is described by {stamp.name}, as this would be; choose another --out"
+            )
+
+
 def stamped_files(stamp: Path) -> dict[str, str]:
     """The files that a stamp lists, and their checksums. Names that lead outside of its folder are passed over."""
     files = (read_stamp(stamp) or {}).get("files")

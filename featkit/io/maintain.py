@@ -13,7 +13,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.io import h5, journal
 from featkit.io import shards as links
-from featkit.io.artifact import explained, remove, writing
+from featkit.io.artifact import explained, writing
 from featkit.io.atomic import explained_by_disk, refuse_foreign, require_space
 from featkit.io.features import FeatureStore, features_digest
 from featkit.io.h5 import copy_attributes
@@ -123,11 +123,8 @@ def merge_stores(
     if output.exists():
         with h5.reading(stores[0]) as file:
             h5.check_replaceable(output, h5.store_kind(file, "features"))
-    remove(output)
-    with explained(output):
-        journal.forget(output)
     if link:
-        return links.write_index(output, stores)
+        return links.write_index(output, stores, replace=True)
     with ExitStack() as stack:
         opened = {path: stack.enter_context(h5.reading(path)) for path in stores}
         first = opened[stores[0]]
@@ -145,4 +142,6 @@ def merge_stores(
                 item = item_of(opened[path], name)
                 item.file.copy(item, new, name)
                 advance(1)
+        with explained(output):
+            journal.forget(output)  # of the file that is replaced next
     return len(owners)

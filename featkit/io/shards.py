@@ -15,8 +15,8 @@ from pathlib import Path
 import h5py
 
 from featkit.core.errors import BadInputError
-from featkit.io import h5
-from featkit.io.artifact import writing
+from featkit.io import h5, journal
+from featkit.io.artifact import explained, writing
 from featkit.io.atomic import refuse_foreign
 from featkit.io.h5 import attribute, copy_attributes
 from featkit.io.h5_items import check_item, find_item, has
@@ -71,10 +71,12 @@ def whole_items(file: h5py.File, kind: str) -> list[str]:
     return sorted(in_this_file + linked_items(file))
 
 
-def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | None = None) -> int:
+def write_index(
+    output: Path, shards: Sequence[Path], only: Collection[str] | None = None, replace: bool = False
+) -> int:
     """Write an index of the complete items in shards, or add them to an existing store; returns their number.
 
-    only: add only these names.
+    only: add only these names. replace: replace an existing store; what it holds is not kept.
 
     Root attributes are those of the store, or of the first shard; the others must agree. Items that the store already
     has are replaced. Raises BadInputError for a shard that is missing, damaged or of another configuration, or for an
@@ -83,11 +85,11 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
     refuse_foreign(output)
     with ExitStack() as stack:
         opened = {path: stack.enter_context(h5.reading(path)) for path in shards}
-        origin = stack.enter_context(h5.reading(output)) if output.exists() else opened[shards[0]]
+        existing = stack.enter_context(h5.reading(output)) if output.exists() and not replace else None
+        origin = opened[shards[0]] if existing is None else existing
         for path, file in opened.items():
             check_alike(origin, file, path)
         owners = {name: path for name, path in store_of_each_item(opened).items() if only is None or name in only}
-        existing = stack.enter_context(h5.reading(output)) if output.exists() else None
         part = Path(stack.enter_context(writing(output)).name)
         with h5py.File(part, "w") as index:
             copy_attributes(origin, index)
@@ -98,6 +100,9 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
                     del index[name]
                 index[name] = h5py.ExternalLink(os.path.relpath(path, output.parent), name)
             index.attrs[h5.LINKED] = int(origin.attrs.get(h5.LINKED, 0)) + len(opened)
+        if replace:
+            with explained(output):
+                journal.forget(output)
     return len(owners)
 
 

@@ -134,6 +134,11 @@ class Localizer:
                     f"points_only matches with points of several images at once; {self.config.matcher} needs the"
                     " keypoint positions in one image: use one or the other"
                 )
+            if self.config.points_only and any(store.read(name).turns > 1 for name in store.names()[:1]):
+                raise UsageError(
+                    "points_only matches with points of several images at once; descriptors in several rotations are"
+                    " aligned image by image: use one or the other"
+                )
             self._points = MapPoints(read_model(map_files.model), store)
             self._map_features = WarmFeatures(store, self._points, self.config.cache_mb * MIB, self.config.points_only)
             self._describe_map(store, stack)

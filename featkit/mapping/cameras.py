@@ -364,6 +364,11 @@ def is_spherical(camera: pycolmap.Camera) -> bool:
     return camera_models()[camera.model_name].is_spherical
 
 
+def is_wide(camera: pycolmap.Camera) -> bool:
+    """Whether a camera sees far to the side or all round: on the plane at depth 1, a pixel has no common size."""
+    return is_spherical(camera) or "FISHEYE" in camera.model_name or camera.model_name in {"FOV", "EUCM"}
+
+
 def rays_of(camera: pycolmap.Camera, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
     """Unit directions, in the camera's axes, of COLMAP pixels; of a camera of any model."""
     if is_spherical(camera):

@@ -15,6 +15,7 @@ from featkit.core.errors import BadInputError, EmptySceneError, UsageError
 from featkit.core.types import Pair
 from featkit.data.tracks import NO_LICENCE, PhotographFolder, Scene, SceneTracks, skip_empty_scenes
 from featkit.geometry.pixels import from_colmap, to_colmap
+from featkit.images.intensity import common_decoding
 from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, point_ids, read_model
 from featkit.mapping.scene import image_folder, models_in
@@ -156,7 +157,9 @@ def mapped_scenes(
 
     def read(one: tuple[Path, Path, str, Path | None]) -> None:
         scene, model, name, file = one
-        found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _read_licence(scene), file))
+        tracks, images = read_tracks(model, name), image_folder(scene)
+        decoding = common_decoding([images / name for name in tracks.image_names])
+        found.append(Scene(tracks, images, licence or _read_licence(scene), file, decoding))
 
     skip_empty_scenes(models, read)
     return found
@@ -164,12 +167,13 @@ def mapped_scenes(
 
 def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[PhotographFolder]:
     """Folders of single photographs; for a scene, those in its images/. Raises the same errors as `mapped_scenes`."""
-    names = _unique_scene_names(folders)
-    images = [image_folder(folder) for folder in folders]
-    return [
-        PhotographFolder(name, where, tuple(list_images(where)), licence or _read_licence(folder))
-        for name, where, folder in zip(names, images, folders, strict=True)
-    ]
+    found = []
+    for folder, name in zip(folders, _unique_scene_names(folders), strict=True):
+        images = image_folder(folder)
+        listed = tuple(list_images(images))
+        decoding = common_decoding([images / image for image in listed])
+        found.append(PhotographFolder(name, images, listed, licence or _read_licence(folder), decoding))
+    return found
 
 
 def _unique_scene_names(folders: Sequence[Path]) -> list[str]:

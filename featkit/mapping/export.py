@@ -21,7 +21,7 @@ from featkit.images.masks import find_masks
 from featkit.io.artifact import explained, inside, making, part_of, place_files, scratch, write_stamp, write_text
 from featkit.io.atomic import EXISTS, FOREIGN, STAMP, is_stamped, read_stamp, refuse_foreign, stamped_files
 from featkit.io.lists import format_pairs, write_ply, write_poses
-from featkit.mapping.cameras import to_intrinsics, to_pose
+from featkit.mapping.cameras import is_spherical, to_intrinsics, to_pose
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
 from featkit.mapping.model import MODEL_FILES, alignment_files, read_model, write_checked
 from featkit.mapping.photographs import (
@@ -398,9 +398,10 @@ def to_nerfstudio_world(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "
 def nerfstudio_camera(camera: pycolmap.Camera, image_name: str) -> dict[str, Any]:
     """A camera as fields of transforms.json. image_name: for errors. Raises BadInputError for an unsupported lens."""
     if camera.model_name not in LENSES:
+        remedy = "" if is_spherical(camera) else "; --undistort converts it to a pinhole camera"
+        supported = ", ".join(LENSES)
         raise BadInputError(
-            f"{image_name!r} has a {camera.model_name} camera, which nerfstudio does not support ({', '.join(LENSES)});"
-            " --undistort converts it to a pinhole camera"
+            f"{image_name!r} has a {camera.model_name} camera, which nerfstudio does not support ({supported}){remedy}"
         )
     kind, names = LENSES[camera.model_name]
     values = dict(zip(names, (float(value) for value in camera.params), strict=True))

@@ -25,7 +25,7 @@ from featkit.images.read import stored_size
 from featkit.io.atomic import read_stamp
 from featkit.io.features import FeatureStore
 from featkit.mapping.cameras import rays_of
-from featkit.mapping.rigs import RIG_KEY, RigConfig, match_frames, names_by_frame
+from featkit.mapping.rigs import RIG_KEY, RigConfig, find_frames
 
 LOGGER = logging.getLogger(__name__)
 RECORDS = ("metrics.json", "extend.json", "merge.json")
@@ -115,7 +115,7 @@ def added_frames(
     new, found = set(names), []
     for rig_id, rig in rigs_of_several(model).items():
         cameras = [camera for camera in cameras_on(rig) if camera in prefixes]
-        for frame in match_frames([names_by_frame(prefixes[camera], under[camera]) for camera in cameras], config):
+        for frame in find_frames([(prefixes[camera], under[camera]) for camera in cameras], config):
             images = {cameras[place]: name for place, name in frame.items() if name in new}
             frame_id = next((by_name[name].frame_id for name in frame.values() if name in by_name), None)
             taken = set() if frame_id is None else {data.sensor_id.id for data in model.frames[frame_id].data_ids}

@@ -23,6 +23,7 @@ from featkit.images.intensity import found_range
 from featkit.images.masks import masked
 from featkit.images.read import DecodeConfig, alpha_channel, as_stored, decode, stored_size
 from featkit.io.artifact import inside, write_bytes
+from featkit.mapping.cameras import is_spherical
 
 NEAR = 4  # levels above a model that are searched for its photographs, as in scene/featkit/sparse/0
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -139,8 +140,13 @@ def undistort(model: pycolmap.Reconstruction, config: PictureConfig, *, flat: bo
     """The map with pinhole cameras and undistorted keypoints; poses, points and ids are unchanged.
 
     flat: names without folders, `a/b.jpg` becomes `a_b.jpg`. Only images with a pose are in the result. Raises
-    BadInputError if two images would get the same name, or for a distortion that cannot be inverted.
+    BadInputError if two images would get the same name, for panoramas, or for a distortion that cannot be inverted.
     """
+    for image in model.images.values():
+        if image.has_pose and is_spherical(model.cameras[image.camera_id]):
+            raise BadInputError(
+                f"{image.name!r} is a panorama, which no pinhole camera can show; export it as text, ply or hloc"
+            )
     made = pycolmap.Reconstruction(model)
     options = undistort_options(config)
     for camera_id, camera in model.cameras.items():

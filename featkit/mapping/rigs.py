@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -244,8 +245,7 @@ def _read_rig_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple
                 f" {names[0]!r}"
             )
     return tuple(
-        Rig(cameras, match_frames([names_by_frame(one.prefix, under[one.prefix]) for one in cameras], config))
-        for cameras in rigs
+        Rig(cameras, find_frames([(one.prefix, under[one.prefix]) for one in cameras], config)) for cameras in rigs
     )
 
 
@@ -319,7 +319,7 @@ def _sibling_rigs(above: str, names: Sequence[str], config: RigConfig) -> Iterat
         if slash:
             below.setdefault(f"{above}{folder}/", []).append(name)
     folders = sorted(below, key=lambda folder: (-len(below[folder]), folder))  # the first is the reference
-    frames = match_frames([names_by_frame(folder, below[folder]) for folder in folders], config)
+    frames = find_frames([(folder, below[folder]) for folder in folders], config)
     with_others = [sum(1 for frame in frames if place in frame and len(frame) > 1) for place in range(len(folders))]
     chosen = [
         folder for folder, count in zip(folders, with_others, strict=True) if 2 * count >= len(below[folder]) and count
@@ -328,23 +328,38 @@ def _sibling_rigs(above: str, names: Sequence[str], config: RigConfig) -> Iterat
         chosen.sort(key=lambda folder: (-len(below[folder]), folder))
         yield Rig(
             tuple(RigCamera(folder) for folder in chosen),
-            match_frames([names_by_frame(folder, below[folder]) for folder in chosen], config),
+            find_frames([(folder, below[folder]) for folder in chosen], config),
         )
     for folder in sorted(set(below) - set(chosen if len(chosen) > 1 else ())):
         yield from _sibling_rigs(folder, below[folder], config)
 
 
-def names_by_frame(prefix: str, names: Sequence[str]) -> dict[str, str]:
-    """Image names by their frame key: the name after the prefix, without suffix and without the folder's name.
+def find_frames(cameras: Sequence[tuple[str, Sequence[str]]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
+    """Frames of cameras given as prefixes and photographs; the first camera is the reference.
 
-    Of several names with one key the first counts.
+    Photographs of a frame have equal names, as cam0/0001.jpg and cam1/0001.jpg, or names that are equal without their
+    folder's, as left/0001_left.jpg and right/0001_right.jpg, whichever finds more of them.
+    """
+    ways = [
+        match_frames([names_by_frame(prefix, names, without) for prefix, names in cameras], config)
+        for without in (False, True)
+    ]
+    return max(ways, key=lambda frames: sum(len(frame) for frame in frames if len(frame) > 1))
+
+
+def names_by_frame(prefix: str, names: Sequence[str], without_folder: bool = True) -> dict[str, str]:
+    """Image names by their frame key: the name after the prefix, without suffix.
+
+    without_folder: also without the folder's name, where it is no part of a longer word: in left/0001_left.jpg, not in
+    l/left_0001.jpg. A number, as in 1/0001.jpg, stays. Of several names with one key the first counts.
     """
     folder = os.path.basename(prefix.rstrip("/"))
+    word = re.compile(rf"(?<![^\W\d_]){re.escape(folder)}(?![^\W\d_])")
     found: dict[str, str] = {}
     for name in names:
         path, _, last = name[len(prefix) :].rpartition("/")
         stem = last.rpartition(".")[0] or last
-        rest = stem if folder.isdigit() else stem.replace(folder, "")  # 1/0001.jpg is not of 000
+        rest = word.sub("", stem) if without_folder and folder and not folder.isdigit() else stem
         found.setdefault(f"{path}/{rest or stem}", name)
     return found
 

@@ -14,9 +14,23 @@ from featkit.core.config import Confidence, Config, Count, Pixels, Seed, Trials,
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pair, Pose
-from featkit.geometry.epipolar import epipolar_inliers, epipolar_inliers_of_rays, essential_matrix
+from featkit.geometry.epipolar import (
+    epipolar_inliers,
+    epipolar_inliers_of_rays,
+    essential_matrix,
+    is_turn,
+    turn_inliers,
+)
 from featkit.io.artifact import artifact, discard, explained, is_left, locked, new_part, part_of, write_stamp
-from featkit.io.atomic import DATABASE, explained_by_disk, is_stamped, refuse_folder, refuse_foreign, refuse_other_kind
+from featkit.io.atomic import (
+    DATABASE,
+    explained_by_disk,
+    is_stamped,
+    read_stamp,
+    refuse_folder,
+    refuse_foreign,
+    refuse_other_kind,
+)
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, Spelling, read_pairs
 from featkit.io.matches import MatchStore, open_matches
@@ -25,7 +39,7 @@ from featkit.mapping.cameras import (
     CameraConfig,
     cameras_of_images,
     check_sizes,
-    is_spherical,
+    is_wide,
     rays_of,
     to_rigid,
 )
@@ -82,7 +96,10 @@ def verify_by_poses(
     poses: dict[str, Pose],
     config: VerifyConfig,
 ) -> None:
-    """Keep matches near their epipolar lines in both images: `max_error_px` times the keypoints' uncertainty."""
+    """Keep matches near their epipolar lines in both images: `max_error_px` times the keypoints' uncertainty.
+
+    Of cameras at the same place, those whose points lie in the same direction.
+    """
     with pycolmap.DatabaseTransaction(database):
         for pair in pairs:
             names = (pair.name0, pair.name1)
@@ -98,8 +115,10 @@ def verify_by_poses(
                 thresholds.append(camera.cam_from_img_threshold(error_px))
             pose0, pose1 = poses[names[0]], poses[names[1]]
             essential = essential_matrix(pose0, pose1)
-            if any(map(is_spherical, cameras)):
-                rays0, rays1 = (rays_of(camera, xy) for camera, xy in zip(cameras, pixels, strict=True))
+            rays0, rays1 = (rays_of(camera, xy) for camera, xy in zip(cameras, pixels, strict=True))
+            if is_turn(pose0, pose1):
+                inlier = turn_inliers(pose0, pose1, rays0, rays1, max(thresholds))
+            elif any(map(is_wide, cameras)):
                 inlier = epipolar_inliers_of_rays(essential, rays0, rays1, thresholds[0], thresholds[1])
             else:
                 points0, points1 = (np.asarray(c.cam_from_img(xy)) for c, xy in zip(cameras, pixels, strict=True))
@@ -113,7 +132,8 @@ def _calibrated_geometry(
 ) -> pycolmap.TwoViewGeometry:
     """A calibrated two-view geometry. pycolmap 4.2.1's triangulator silently drops geometries without `config`."""
     geometry = pycolmap.TwoViewGeometry()
-    geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+    kinds = pycolmap.TwoViewGeometryConfiguration
+    geometry.config = kinds.PANORAMIC if is_turn(pose0, pose1) else kinds.CALIBRATED
     geometry.inlier_matches = inliers
     geometry.E = essential
     geometry.cam2_from_cam1 = to_rigid(pose1) * to_rigid(pose0).inverse()
@@ -328,6 +348,21 @@ def _assign_cameras(
 #
 # A shard is a separate database with the cameras, images and keypoints that its pairs need, under the same ids.
 # pycolmap verifies pairs independently with the same seed, so the results are the same as in one database.
+
+
+def unverified(part: Path, matches: Path, pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
+    """The pairs that a database in the making lacks, and the digest of what it is made from.
+
+    Pairs with a two-view geometry are done, and so are those without matches once others are.
+    """
+    stamp = read_stamp(part.with_name(f"{part.name}.json")) or {}
+    with pycolmap.Database.open(str(part)) as database:
+        ids = {image.name: image.image_id for image in database.read_all_images()}
+        left = [p for p in pairs if not database.exists_two_view_geometry(ids[p.name0], ids[p.name1])]
+    if len(left) < len(pairs):
+        with open_matches(matches) as found:
+            left = [pair for pair in left if len(found.read(pair).as_index_pairs())]
+    return left, str(stamp.get("inputs"))
 
 
 def verify_shard(config: VerifyConfig, database: Path, matches: Path, pairs: Sequence[Pair], output: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
@@ -16,10 +14,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from featkit.core.errors import BadInputError
+from featkit.core.runtime import threads_on_cores
 from featkit.core.types import Features, Matches
 from featkit.features.base import BYTE, is_packed, unpack_signs
 from featkit.matching.config import MutualConfig
 
+ROUNDING = 0.01  # of the length of a unit row, in half precision or 8 bits
 MAX_THREADS = 8  # pairs at a time on the CPU: each needs a tile of 1 MB per 1,000 keypoints
 
 
@@ -45,7 +45,9 @@ def match_pairs(
         a, b = pair
         return _match_pair(*_aligned(a, b, prepared[id(a)][1], prepared[id(b)][1]), _num_bits(a, b), config)
 
-    with _one_pair_per_core() if device.type == "cpu" else nullcontext() as pool:
+    # One pair's product, which is compute-bound, overlaps with another's maxima, which are memory-bound. The share of
+    # the cores is the same for every batch, and so are the results.
+    with threads_on_cores("match", MAX_THREADS) if device.type == "cpu" else nullcontext() as pool:
         run = map if pool is None else pool.map
         prepared = {id(loaded[0]): loaded for loaded in run(prepare, images)}
         return list(run(match, batch)), prepared
@@ -53,8 +55,20 @@ def match_pairs(
 
 def _load_descriptors(features: Features, device: torch.device) -> Rows:
     rows = features.descriptors
-    rows = unpack_signs(rows) if is_packed(rows) else np.require(rows, requirements=["C", "W"])
-    return rows_of(torch.as_tensor(rows).to(device, torch.float32))
+    if is_packed(rows):
+        return rows_of(torch.as_tensor(unpack_signs(rows)).to(device, torch.float32))
+    return rows_of(_unit_rows(torch.as_tensor(np.require(rows, requirements=["C", "W"])).to(device, torch.float32)))
+
+
+def _unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows of length 1: those of other programs may be of any length, as OpenCV's SIFT, and the ratio test needs 1.
+
+    Rows that are of length 1 but for rounding stay as they are; rows of zeros stay zero.
+    """
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if bool(((lengths - 1).abs() <= ROUNDING).all()):
+        return rows
+    return rows / lengths.where(lengths > 0, 1)
 
 
 def _aligned(a: Features, b: Features, rows0: Rows, rows1: Rows) -> tuple[Rows, Rows]:
@@ -119,24 +133,6 @@ def _ratio_test(top: TopTwo, bits: int, ratio: float) -> tuple[Tensor, Tensor, f
         return bits - top.best.double(), bits - top.second.double(), ratio
     # |a - b|^2 = 2 - 2 ab for unit vectors
     return (1.0 - top.best).clamp_min(0), (1.0 - top.second).clamp_min(0), ratio**2
-
-
-@contextmanager
-def _one_pair_per_core() -> Iterator[ThreadPoolExecutor]:
-    """Threads that each match a pair on their share of torch's cores.
-
-    One pair's product, which is compute-bound, then overlaps with another's maxima, which are memory-bound; several
-    cores on one pair would wait for each other. The share is the same for every batch, and so are the results.
-    """
-    cores = torch.get_num_threads()
-    threads = min(cores, MAX_THREADS)
-    share = max(1, cores // threads)
-    torch.set_num_threads(share)
-    try:
-        with ThreadPoolExecutor(threads, "match", initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(cores)
 
 
 def _num_bits(a: Features, b: Features) -> int:

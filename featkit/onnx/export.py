@@ -30,6 +30,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Features
 from featkit.features.patches import FrozenNetwork
 from featkit.features.published import MIN_SIDE_PX as PUBLISHED_SIDE_PX
+from featkit.features.published import DogHardnetConfig
 from featkit.features.published_networks import ALIKED_NETWORKS, LIGHTGLUE_NETWORKS, load_network
 from featkit.features.scfeat import MIN_SIDE_PX as SCFEAT_SIDE_PX
 from featkit.features.scfeat import ScfeatConfig
@@ -328,6 +329,7 @@ def _prepare_doghardnet(changes: dict[str, Any]) -> Prepared:
     _refuse_settings("doghardnet", {key: value for key, value in changes.items() if key != "weights"})
     weights = load_published("doghardnet", str(changes.get("weights", "")))
     network = published_patch_network("hardnet", weights.tensors, weights.path)
+    network.config = network.config.model_copy(update={"magnification": DogHardnetConfig().magnification})
     return _prepare_patch_graph(network, {**_catalogue_metadata("doghardnet"), "weights_sha256": weights.sha256})
 
 
@@ -345,7 +347,8 @@ def _prepare_patch_graph(network: PatchNetwork, about: dict[str, str]) -> Prepar
         "config": network.config.canonical_json(),
         "preprocessing": (
             f"patches: float32 (count, 1, {side}, {side}), grey, values in [0, 1] (pixel / 255); each is standardised"
-            " in the graph. featkit cuts them 12 times as wide as a keypoint's scale and resizes them from 64 px"
+            f" in the graph. featkit cuts them {network.config.magnification:g} times as wide as a keypoint's"
+            " scale and resizes them from 64 px"
         ),
         "outputs": what,
     }

@@ -28,6 +28,7 @@ from featkit.training.distributed import World
 from featkit.training.run_folder import Progress, Row, RunFolder, load_checkpoint, save_checkpoint
 from featkit.training.task import TrainingTask, plan
 from featkit.training.whole_batch import random_state, set_random_state
+from featkit.weights.files import scenes_metadata
 
 LOGGER = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ def summarise(run: Run, task: TrainingTask) -> dict[str, Any]:
 def write_weights(run: Run, task: TrainingTask, summary: dict[str, Any]) -> None:
     """Write last.safetensors and best.safetensors, the weights for feature extraction."""
     metadata = {"recipe": summary["recipe"], "data": summary["data"]["name"], "featkit_version": __version__}
+    metadata |= scenes_metadata(summary["data"].get("scenes", ()))
     for which in ("best", "last"):
         state = run.done.best_network if which == "best" else run.network_state()
         step = str(summary[which]["step"])

@@ -40,12 +40,11 @@ from featkit.losses.sosnet import second_order_term
 from featkit.models.patch import PatchNetwork
 from featkit.training.distributed import World, launch
 from featkit.training.loop import Trained, train
-from featkit.training.patch_config import AdaSample, Groups, HeldOut, PatchTraining
+from featkit.training.patch_config import AdaSample, Groups, HeldOut, PatchTraining, check_bits
 from featkit.training.patch_feed import Batch, Draw, PatchFeed
 from featkit.training.task import Score
 from featkit.training.whole_batch import backward, compiled, share_batch_norms, split_trunk_head
-from featkit.weights.files import load_patch_network, save_patch_network
-from featkit.weights.manifest import WeightInfo
+from featkit.weights.files import learned_scenes, load_patch_network, save_patch_network
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The task: one training step.
@@ -70,9 +69,12 @@ class PatchTask:
         self.config = config
         self._device = torch_device(device)
         self._network_config = config.network
+        check_bits(config)
         self.network = PatchNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self._device)
         self.starts_trained = bool(config.start)
-        self._started_from = self._load_initial_weights(config.start) if config.start else None
+        self._start_scenes: frozenset[str] = frozenset()
+        if config.start:
+            self._load_initial_weights(config.start)
         loss = (
             scaled_to_budget(config.loss, config.steps, config.batch_size) if config.scale_statistics else config.loss
         )
@@ -94,16 +96,17 @@ class PatchTask:
                 f"choose one of them, or another sampler for {config.loss.name!r}"
             )
 
-    def _load_initial_weights(self, start: str) -> WeightInfo | None:
-        """Load trained weights, and return their manifest entry. Raises UsageError for those of another network."""
-        trained, row = load_patch_network(start, self._device)
+    def _load_initial_weights(self, start: str) -> None:
+        """Load trained weights and what is known of their training. Raises UsageError for those of another network."""
+        trained, _ = load_patch_network(start, self._device)
         try:
             self.network.load_state_dict(trained.state_dict())
         except RuntimeError:
             wanted, loaded = self.config.network, trained.config
             differing = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(loaded, name)]
             raise UsageError(f"start: {start} is another network: {', '.join(differing)} of network differ") from None
-        return row
+        self._network_config = self._network_config.model_copy(update={"magnification": trained.config.magnification})
+        self._start_scenes = learned_scenes(start)
 
     def prepare(self, data: PatchSet, world: World) -> None:
         """Set up the training patches. Raises BadInputError and UsageError if there are too few."""
@@ -161,9 +164,12 @@ class PatchTask:
 
     def described(self, data: PatchSet) -> dict[str, Any]:
         """Name, number of patches, scenes (also those that `start` was trained on), and the initial weights."""
-        scenes = dict.fromkeys((*data.scene_names, *(self._started_from.scenes if self._started_from else ())))
+        scenes = dict.fromkeys((*data.scene_names, *sorted(self._start_scenes)))
         start = {"start": self.config.start} if self.config.start else {}
-        size = {} if data.magnification is None else {"magnification": data.magnification}
+        magnification = data.magnification
+        if magnification is None and self.config.start:
+            magnification = self._network_config.magnification
+        size = {} if magnification is None else {"magnification": magnification}
         return {"name": data.name, "patches": len(data), "scenes": list(scenes), **size, **start}
 
     @property

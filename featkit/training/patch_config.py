@@ -20,9 +20,11 @@ from featkit.core.config import (
     Runtime,
     Share,
 )
+from featkit.core.errors import UsageError
 from featkit.data.augment import AugmentConfig
 from featkit.data.label_mining import LabelMiningConfig
 from featkit.data.training_patches import PatchDataConfig
+from featkit.losses.average_precision import AveragePrecisionConfig
 from featkit.losses.build import LossConfig
 from featkit.losses.hynet import HyNetLossConfig
 from featkit.models.patch import PatchNetworkConfig
@@ -127,3 +129,16 @@ class PatchTraining(TrainingConfig):
     batch: exactly for HyNet, while BatchNorm layers inside L2-Net see one chunk at a time."""
     patches_on: Runtime[Literal["auto", "device", "host"]] = "auto"
     """Where patches are stored: all on the device, or on the host with prefetching; auto: the device if they fit."""
+
+
+def check_bits(config: PatchTraining) -> None:
+    """Raise UsageError for a loss of real-valued descriptors with a binary network, or the opposite."""
+    bits, loss = config.network.bits, config.loss
+    takes_bits = isinstance(loss, AveragePrecisionConfig) and loss.descriptor == "binary"
+    if bits and not takes_bits:
+        raise UsageError(
+            f"network.bits: {bits} needs the loss of binary descriptors: loss.name: average_precision, with"
+            " loss.descriptor: binary, as in the recipe doap-binary"
+        )
+    if takes_bits and not bits:
+        raise UsageError("loss.descriptor: binary needs a binary network: network.bits, such as 256")

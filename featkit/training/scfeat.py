@@ -31,7 +31,7 @@ from featkit.training.scfeat_task import (
     scene_of,
 )
 from featkit.training.task import LEAST_S, seconds_of
-from featkit.weights.files import check_size, load_scfeat_network
+from featkit.weights.files import check_size, learned_scenes, load_scfeat_network
 
 LOGGER = logging.getLogger(__name__)
 WARM_UP, DESCRIPTION, DETECTION = STAGES = ("warm-up", "description", "detection")
@@ -159,7 +159,7 @@ class ScfeatStages:
         learned = {
             key: value.clone() for key, value in values.items() if with_detector or not key.startswith("detector.")
         }
-        return Start(learned, folder.name)
+        return Start(learned, folder.name, tuple(sorted(learned_scenes(folder / BEST))))
 
     def _stage_data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
         if stage != WARM_UP:

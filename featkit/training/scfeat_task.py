@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from featkit.core.config import (
@@ -115,6 +115,13 @@ class WarmUp(StageTraining):
     teacher: TeacherConfig | None = None
     """The teacher. None: training on homographies alone."""
 
+    @model_validator(mode="after")
+    def _check_terms(self) -> WarmUp:
+        self.augmentation.canvas.check_cells("loss.cell_px", self.loss.cell_px)
+        if self.contrastive < 1 and self.teacher is None:
+            raise ValueError(f"contrastive: {self.contrastive:g} needs a teacher; without one it is 1 or more")
+        return self
+
 
 class PosedTraining(StageTraining):
     """Common fields of the stages that train on posed pairs."""
@@ -147,6 +154,11 @@ class Description(PosedTraining):
     loss: DescriptionLossConfig = DescriptionLossConfig()
     """The line-to-window loss."""
 
+    @model_validator(mode="after")
+    def _check_terms(self) -> Description:
+        self.augmentation.canvas.check_cells("loss.cell_px", self.loss.cell_px)
+        return self
+
 
 class Detection(PosedTraining):
     """Training of the detector with camera poses, backbone and bridge frozen (III-D (2))."""
@@ -163,6 +175,11 @@ class Detection(PosedTraining):
     """Augmentation of the photographs."""
     loss: DetectionLossConfig = DetectionLossConfig()
     """The detection loss, which rewards keypoints that match."""
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Detection:
+        self.augmentation.canvas.check_cells("loss.policy.cell_px", self.loss.policy.cell_px)
+        return self
 
 
 class ScfeatTraining(Config):
@@ -230,7 +247,8 @@ class DenseTask(ABC, Generic[BatchT]):
 
     def described(self, data: Any) -> dict[str, Any]:
         """Name, number of pairs or photographs, scenes, and the origin of the initial weights."""
-        return {"name": data.name, self.unit: data.count, "scenes": data.scenes, "start": data.start.origin}
+        scenes = list(dict.fromkeys((*data.scenes, *data.start.scenes)))
+        return {"name": data.name, self.unit: data.count, "scenes": scenes, "start": data.start.origin}
 
     def prepare(self, data: Any, world: World) -> None:
         """Set up the data and the initial weights. Raises BadInputError if there is too little data."""
@@ -391,10 +409,14 @@ INSIDE = re.compile(r"images|imgs|aligned|dense\d+")  # subfolders of a scene th
 
 @dataclass(frozen=True)
 class Start:
-    """Initial weights of a stage; parameters not in `values` stay random. origin: for the records."""
+    """Initial weights of a stage; parameters not in `values` stay random.
+
+    origin, and the scenes that the weights were trained on: for the records.
+    """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     origin: str = "random"
+    scenes: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """16 hex digits of the values; "" if there are none."""

@@ -24,11 +24,13 @@ from featkit.weights.files import (
     SCFEAT_FORMAT,
     filled,
     filled_scfeat,
+    learned_scenes,
     load_patch_network,
     load_scfeat_network,
     read_metadata_patch_files,
     save_patch_network,
     save_scfeat_network,
+    scenes_metadata,
 )
 from featkit.weights.manifest import SUFFIX, WeightInfo, sha256_of
 
@@ -232,7 +234,8 @@ def export_weight(
     row = {"name": name, "kind": kind, "file": out.name, "config": network.config.result_fields(), **fields}
     make(WeightInfo, {**row, "sha256": "0" * 64, "bytes": 0}, "weight")  # before anything is written
     save: Callable[..., Path] = save_scfeat_network if kind == "scfeat" else save_patch_network
-    save(out, network, {**words, "name": name, "featkit_version": __version__}, max_mb)
+    scenes = scenes_metadata(fields.get("scenes", ()))
+    save(out, network, {**words, **scenes, "name": name, "featkit_version": __version__}, max_mb)
     return make(WeightInfo, {**row, "sha256": sha256_of(out), "bytes": out.stat().st_size}, "weight")
 
 
@@ -260,6 +263,7 @@ def _load_trained(source: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwor
         is_scfeat = metadata.get("format") == SCFEAT_FORMAT
         network = load_scfeat_network(source) if is_scfeat else load_patch_network(source)[0]
         fields: dict[str, Any] = {key: metadata[key] for key in WORDS if key in metadata}
+        fields["scenes"] = sorted(learned_scenes(source))
         return network, {**fields, "training": {"step": int(metadata["step"])} if "step" in metadata else {}}
     return from_training(source, which)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from featkit.io.artifact import write_bytes
 from featkit.io.atomic import refuse_foreign
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.weights.manifest import WeightInfo, find_weights, listed, sha256_of
+from featkit.weights.manifest import WeightInfo, find_weights, listed, manifest_rows, sha256_of
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A network's tensors as a safetensors file: half precision, described in the metadata, with a limited size.
@@ -29,6 +30,7 @@ LARGEST_HALF = 65504.0
 LARGEST_INT8 = 127
 BYTES_PER_MB = 1_000_000
 STEP = ".step"
+SCENES = "scenes"  # metadata: a json list of names
 COUNTED = "num_batches_tracked"  # BatchNorm's counter, which is not used
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -76,6 +78,37 @@ def _opened(path: Path) -> Any:
 
     refuse_pipe(path)
     return safe_open(path, framework="pt")
+
+
+def scenes_metadata(scenes: Iterable[str]) -> dict[str, str]:
+    """The metadata that says which scenes a network was trained on; empty if that is unknown."""
+    listed_scenes = list(scenes)
+    return {SCENES: json.dumps(listed_scenes)} if listed_scenes else {}
+
+
+def learned_scenes(name_or_path: str | Path) -> frozenset[str]:
+    """The scenes that weights were trained on, or their step was chosen on; empty if nothing says so.
+
+    From featkit's manifest, else the file's metadata, else (runs of earlier versions) the summary.json of its run.
+    Raises UsageError for an unknown name, and BadInputError for a broken file.
+    """
+    path = find_weights(name_or_path)
+    row = listed(str(name_or_path)) or next((row for row in manifest_rows() if row.sha256 == sha256_of(path)), None)
+    if row is not None:
+        return frozenset(row.scenes)
+    summary = path.parent / "summary.json"
+    metadata = read_metadata(path)
+    if SCENES not in metadata and not (path.stem in {"best", "last"} and summary.is_file()):
+        return frozenset()
+    try:
+        if SCENES in metadata:
+            return frozenset(map(str, json.loads(metadata[SCENES])))
+        return frozenset(map(str, json.loads(summary.read_text(encoding="utf-8"))["data"].get("scenes", ())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        where = path if SCENES in metadata else summary
+        raise BadInputError(
+            f"{where}: does not say what the weights were trained on; train again, or move it"
+        ) from None
 
 
 def find_verified(name_or_path: str | Path) -> Path:

@@ -5,6 +5,7 @@ docs/robustness.md is the table of all of them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import struct
@@ -180,7 +181,7 @@ def test_images_without_keypoints(mapped_scene: Any, tmp_path: Path) -> None:
     Image.fromarray(np.full((300, 400), 128, np.uint8)).save(images / "flat.png")
     ran = run("reconstruct", images, "--out", tmp_path / "map", *mapped_scene.options, "--workers", 1, "--json")
     assert ran.exit_code == 0, ran.output
-    assert "flat.png: no keypoints found; it will not match any image" in ran.stderr
+    assert "flat.png: no keypoints found in 400 x 300 px; it matches no image" in ran.stderr
     found = json.loads(ran.stdout)
     assert (found["images"], found["registered"]) == (7, 6)
     bare = tmp_path / "bare"
@@ -211,3 +212,21 @@ def test_two_scenes_in_one_folder_give_two_models(mapped_scene: Any, tmp_path: P
         for number in ("0", "1")
     ]
     assert folders == [{"first"}, {"second"}]
+
+
+def test_own_pairs_of_photographs_that_are_left_out(mapped_scene: Any, tmp_path: Path) -> None:
+    """A broken photograph in the list is passed over with a warning, one that is nowhere is a mistake."""
+    images = Path(shutil.copytree(mapped_scene.folder / "images", tmp_path / "images"))
+    (images / "bad.jpg").write_bytes(b"no photograph")
+    names = sorted(path.name for path in images.iterdir())
+    pairs = tmp_path / "mine.txt"
+    pairs.write_text("".join(f"{a} {b}\n" for a, b in itertools.combinations(names, 2)))
+    command = ("reconstruct", images, "--pairs", pairs, "--skip-broken", *mapped_scene.options, "--workers", 1)
+    ran = run(*command, "--out", tmp_path / "map", "--json")
+    assert ran.exit_code == 0, ran.output
+    assert "mine.txt: 6 of 21 pairs are of photographs that are left out (bad.jpg)" in ran.stderr
+    assert json.loads(ran.stdout)["registered"] == 6
+    pairs.write_text(pairs.read_text() + "0000.jpg typo.jpg\n")
+    ran = run(*command, "--out", tmp_path / "other", "-q")
+    assert ran.exit_code == 3
+    assert "'typo.jpg' has no features" in ran.stderr.splitlines()[-1]

@@ -17,6 +17,7 @@ import numpy as np
 import pycolmap
 import pytest
 from in_process import refused, results, run
+from PIL import Image, ImageOps
 from same_stores import assert_same
 
 from featkit.io.artifact import locked
@@ -290,3 +291,38 @@ def test_no_cluster_and_another_version(folder: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ray, "init", of_nobody)
     refused(run(*command, "-q"), 3, "no Ray cluster answers", "ray start --head")
+
+
+def test_shards_of_other_photographs_or_features_are_not_used(folder: Path) -> None:
+    """Photographs replaced in place, and matches made anew between two shards of a verification."""
+    feats, matches, images = folder / "feats.h5", folder / "matches.h5", folder / "images"
+    pairs = folder / "pairs.txt"
+    extract = ("extract", images, "--out", feats, "--engine", "plan", "--shards", "2")
+    results("run", results(*extract)["plan"])
+    results("match", feats, pairs, "--out", matches)
+    database = folder / "d.db"
+    planned = verify(folder, folder, database, "--shards", "2", planned=("plan",))
+    results("run", planned["plan"], "--shard", 0)
+    for path in images.iterdir():
+        with Image.open(path) as picture:
+            ImageOps.mirror(picture).save(path, quality=95)
+    results("run", results(*extract)["plan"])
+    results("extract", images, "--out", folder / "alone.h5")
+    assert_same(folder / "alone.h5", feats)
+    results("match", feats, pairs, "--out", matches, "--overwrite")
+    planned = verify(folder, folder, database, "--shards", "2", planned=("plan",))
+    for shard in range(2):
+        results("run", planned["plan"], "--shard", shard)
+    verify(folder, folder, database, "--engine", "plan", "--shards", "2")
+    verify(folder, folder, folder / "alone.db")
+    assert geometries(database) == geometries(folder / "alone.db")
+
+
+def test_a_whole_plan_of_a_verification_becomes_a_database(local: Path, folder: Path) -> None:
+    for name in ("feats.h5", "matches.h5"):
+        shutil.copy(local / name, folder)
+    database = folder / "d.db"
+    planned = verify(folder, folder, database, "--shards", "2", planned=("plan",))
+    results("run", planned["plan"])
+    verify(folder, folder, database, "--engine", "plan", "--shards", "2")
+    assert geometries(database) == geometries(local / "database.db")

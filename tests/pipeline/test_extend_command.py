@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,32 @@ def test_failed_runs_keep_existing_files(mapped_scene: Any, tmp_path: Path) -> N
     (foreign / "extend.json").write_text(json.dumps({"mine": 1}))
     refused(run("extend", scene, queries, "-q", "-o", foreign), 3, "extend.json: was not made by featkit")
     assert [path.name for path in foreign.iterdir()] == ["extend.json"]
+
+
+def test_equal_names_of_other_photographs(mapped_scene: Any, tmp_path: Path) -> None:
+    """The map's photographs are elsewhere; its features remember which they were."""
+    shutil.copytree(mapped_scene.output, tmp_path / "map")
+    new = tmp_path / "new"
+    new.mkdir()
+    one, other = sorted((mapped_scene.folder / "queries").iterdir())
+    shutil.copy(one, new / "0000.jpg")
+    command = ("extend", tmp_path / "map", new, "-o", tmp_path / "out", "--workers", 1)
+    ran = run(*command)
+    assert ran.exit_code == 3
+    assert "nothing to do" in ran.stderr
+    assert "left out, as the map has photographs of these names: 0000.jpg" in ran.stderr
+    shutil.copy(mapped_scene.folder / "images" / "0001.jpg", new)
+    shutil.copy(other, new / "more.jpg")
+    refused(run(*command, "-q"), 3, "0000.jpg: is another photograph than the map's of that name; rename it")
+
+
+def test_names_in_the_other_unicode_form(mapped_scene: Any, tmp_path: Path) -> None:
+    """Photographs copied by a Mac have decomposed names; they are the same photographs."""
+    (tmp_path / "scene" / "images").mkdir(parents=True)
+    (tmp_path / "new").mkdir()
+    for path in sorted((mapped_scene.folder / "images").iterdir()):
+        shutil.copy(path, tmp_path / "scene" / "images" / unicodedata.normalize("NFC", f"é{path.name}"))
+        shutil.copy(path, tmp_path / "new" / unicodedata.normalize("NFD", f"é{path.name}"))
+    results("reconstruct", tmp_path / "scene", *mapped_scene.options, "--workers", 1)
+    ran = run("extend", tmp_path / "scene", tmp_path / "new", "-q", "-o", tmp_path / "out", "--workers", 1)
+    refused(ran, 3, "nothing to do: all of its 6 photographs are in the map already")

@@ -62,6 +62,11 @@ def test_panoramas_are_mapped_and_localized(poses: dict[str, Pose], featkit_comm
     exported = featkit_command("export", tmp_path / "scene", "--format", "nerfstudio", "-o", tmp_path / "export")
     assert exported.code == 3
     assert "EQUIRECTANGULAR camera, which nerfstudio does not support" in exported.err
+    assert "--undistort" not in exported.err
+    for options in (("nerfstudio", "--undistort"), ("gaussian-splatting",), ("dense",)):
+        exported = featkit_command("export", tmp_path / "scene", "-o", tmp_path / "export", "--format", *options)
+        assert exported.code == 3
+        assert "is a panorama, which no pinhole camera can show" in exported.err
 
 
 def test_a_fisheye_lens_without_parameters(poses: dict[str, Pose], featkit_command: Command, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_extract(pictures: Path, tmp_path: Path) -> None:
     refused(again, 3, "weights")  # another configuration, though the same tensors
     (pictures / "tiny.png").unlink()
     too_large = run("extract", pictures, "--out", tmp_path / "x.h5", "--features", NAME, "--set", "max_pixels=1024")
-    refused(too_large, 3, "px is too large for aliked-t16", "--resize-max")
+    refused(too_large, 3, "a.png: an image of", "px is too large for aliked-t16", "--resize-max")
 
 
 def test_lists() -> None:

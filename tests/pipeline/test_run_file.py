@@ -53,6 +53,17 @@ def test_second_run_does_nothing_and_options_override(ran: Path) -> None:
     assert config["extract"]["extractor"]["max_keypoints"] == 700
 
 
+def test_an_option_with_its_default_goes_over_the_file(ran: Path) -> None:
+    out = ran / "defaults"
+    options = ("--camera-mode", "per-image", "--seed", 0, "--ratio", 0.8)
+    results("reconstruct", ran, "-o", out, "--config", ran / "featkit" / "run.yaml", *options, "--save-config")
+    config = yaml.safe_load((out / "run.yaml").read_text())["config"]
+    assert config.get("seed", 0) == 0
+    assert config["map"]["camera"]["mode"] == "per-image"
+    assert config["matching"].get("ratio", 0.8) == 0.8
+    assert config["extract"]["extractor"]["max_keypoints"] == 700
+
+
 def test_a_handwritten_configuration_and_errors(ran: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.yaml"
     command = ("reconstruct", ran, "-q", "-o", tmp_path / "out", "--config", plain)

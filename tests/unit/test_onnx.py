@@ -160,6 +160,7 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
     assert (told["name"], told["weights_sha256"]) == ("hardnet", listed["sha256"])
     assert json.loads(told["config"])["architecture"] == "l2net"
     assert "values in [0, 1]" in told["preprocessing"]
+    assert "18 times as wide as a keypoint's scale" in told["preprocessing"]
     assert told == done["metadata"]
     assert results("weights", "export", "hardnet", "--out", tmp_path / "h.onnx")["sha256"] == done["sha256"]
 

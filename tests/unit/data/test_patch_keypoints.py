@@ -13,6 +13,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Features
 from featkit.data.keypoint_classes import PixelGrid
 from featkit.data.patch_frames import DetectorConfig, detected
+from featkit.images.read import DecodeConfig
 from featkit.io.features import append_features
 
 
@@ -43,6 +44,19 @@ def test_keypoints_without_a_size_get_one(images: Path, kind: str) -> None:
     assert 1 <= octaves.min() < 1.3 < 2.7 < octaves.max() <= 3
     assert np.std(np.histogram(here.oris, 8, (-np.pi, np.pi))[0]) < 0.5 * len(here) / 8
     np.testing.assert_array_equal(found(config, images)[0][1].oris, here.oris)
+
+
+def test_random_sizes_are_of_the_image_they_were_drawn_in(images: Path) -> None:
+    """A photograph of twice the size, reduced by half, has the same frames, twice as large."""
+    config = DetectorConfig(kind="random", free_scale_px=(2.0, 8.0), random_places=100)
+    plain = found(config, images)[0][1]
+    for name in ("a.png", "b.png"):
+        pixels = cv2.imread(str(images / name))
+        cv2.imwrite(str(images / name), cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC))
+    rng = np.random.default_rng(0)
+    (_, reduced), _ = detected(config, images, ("a.png", "b.png"), "test", rng, 1, DecodeConfig(resize_max=320))
+    np.testing.assert_allclose(reduced.scales, 2 * plain.scales, rtol=1e-6)
+    np.testing.assert_allclose(reduced.xy, 2 * plain.xy + 0.5, atol=1e-3)
 
 
 def test_fast_finds_the_strongest_corners(images: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
@@ -14,6 +16,7 @@ from featkit.core.types import Features
 from featkit.data.posed_samples import HomographyPairs, WarpConfig
 from featkit.data.teacher import Teacher
 from featkit.data.views import CanvasConfig, PhotometricConfig, ViewConfig
+from featkit.images.read import EXIF_ORIENTATION, DecodeConfig, as_stored, decode
 from featkit.io.features import append_features, open_features
 
 SIZE = (160, 120)
@@ -84,6 +87,41 @@ def test_keypoints_lie_on_what_they_lay_on(photos: Path, tmp_path: Path) -> None
     assert again.taught is not None
     assert np.array_equal(batch.taught.points[1], again.taught[0].points)
     assert np.array_equal(batch.taught.points[4], again.taught[1].points)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_photographs_stored_rotated(photos: Path, tmp_path: Path, tag: int, kind: str) -> None:
+    """Features of a file are in its pixels as stored, and the canvas shows it upright."""
+    with open_features(tmp_path / "teacher.h5") as store:
+        upright = store.read("in/a.png")
+    pixels = cv2.imread(str(photos / "in" / "a.png"))
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = tag
+    folder = tmp_path / "stored"
+    folder.mkdir()
+    Image.fromarray(as_stored(pixels, tag)).save(folder / "a.png", exif=exif)
+    image = decode(folder / "a.png", DecodeConfig(), colour=True)
+    np.testing.assert_array_equal(image.pixels, pixels)
+    with append_features(tmp_path / "stored.h5", Config()) as store:
+        store.write("a.png", image.features_in_file(upright))
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "stored.zip", "w") as archive:
+            archive.write(folder / "a.png", "a.png")
+        folder = tmp_path / "stored.zip"
+    config = WarpConfig(
+        canvas=CanvasConfig(width=128, height=96, zoom_max=1),
+        jitter=WarpConfig().jitter.model_copy(update={"probability": 0.0}),
+        photometric=PhotometricConfig(),
+        views=ViewConfig(rotation_deg=20),
+    )
+    sample = HomographyPairs([folder], config, teacher=Teacher([folder], [tmp_path / "stored.h5"])).sample(
+        0, np.random.default_rng(0)
+    )
+    assert sample.taught is not None
+    points = np.rint(sample.taught[0].points[sample.taught[0].shown]).astype(int)
+    assert len(points) > 20
+    assert (sample.image0[points[:, 1], points[:, 0], 0] > 100).mean() > 0.9
 
 
 def test_wrong_teachers(photos: Path, tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from in_process import refused, results, run
 from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 
 import featkit
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import draw_pairs, write_phototour, write_phototour_pairs
 from featkit.evaluation.published import published
 from featkit.evaluation.ubc import PatchMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
-from featkit.weights.files import save_patch_network
+from featkit.weights.files import save_patch_network, scenes_metadata
 
 
 def photo_set(folder: Path, seed: int) -> Path:
@@ -173,18 +173,43 @@ def test_runs_are_found_with_their_seeds(tmp_path: Path) -> None:
     assert isinstance(found[0], PatchMethod)
 
 
-def test_a_method_is_not_tested_on_what_it_was_trained_on(sets: list[Path]) -> None:
+def test_a_method_is_not_tested_on_what_it_was_trained_on(sets: list[Path], tmp_path: Path) -> None:
     data = [read_ubc(folder) for folder in sets]
     made: list[str] = []
-    methods = [PatchMethod("net", "liberty", "best", "path"), PatchMethod("any", "", "", "name")]
-    scores = evaluate_ubc(data, methods, lambda weight: (made.append(weight), thumbnails())[1])
+    networks: dict[str, list[str]] = {"any": [], "mixed": ["chair", "aerial"]}
+    for name, scenes in networks.items():
+        save_patch_network(
+            tmp_path / f"{name}.safetensors", PatchNetwork(PatchNetworkConfig()), scenes_metadata(scenes)
+        )
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in networks}
+    methods = [
+        PatchMethod("net", "liberty", "best", paths["any"]),
+        *(PatchMethod(name, "", "", path) for name, path in paths.items()),
+    ]
+    scores, left_out = evaluate_ubc(data, methods, lambda weight: (made.append(weight), thumbnails())[1])
     assert [(s.method, s.train, s.variant, s.test) for s in scores] == [
         ("net", "liberty", "best", "aerial"),
         ("any", "", "", "liberty"),
         ("any", "", "", "aerial"),
+        ("mixed", "", "", "liberty"),
     ]
-    assert made == ["path", "name"], "a network is loaded once"
+    assert left_out == {"mixed": {"aerial": "trained on aerial"}}
+    assert made == [paths["any"], *paths.values()], "a network is loaded once"
     assert scores[0].fpr95 == scores[2].fpr95 == evaluate_pairs(data[1], thumbnails())
+    with pytest.raises(EmptyResultError, match="all methods were trained on all of aerial"):
+        evaluate_ubc(data[1:], methods[2:], lambda _: thumbnails())
+
+
+def test_shipped_weights_are_not_tested_on_their_scenes(sets: list[Path]) -> None:
+    """The manifest says what they learned from: liberty is one of hynet's scenes, aerial is not."""
+    folders = [word for folder in sets for word in ("--data", folder)]
+    found = results("eval", "ubc", *folders, "--features", "rootsift,hynet", "--device", "cpu")
+    assert {(row["method"], row["test"]) for row in found["scores"]} == {
+        ("rootsift", "liberty"),
+        ("rootsift", "aerial"),
+        ("hynet", "aerial"),
+    }
+    assert found["left_out"] == {"hynet": {"liberty": "trained on liberty"}}
 
 
 def score(method: str, train: str, test: str, value: float) -> UbcScore:

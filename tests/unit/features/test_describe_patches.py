@@ -1,11 +1,13 @@
 """The frozen network equals the trained one; a descriptor does not depend on the batch it was computed in."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from featkit.core.runtime import threads_on_cores, torch_cores
 from featkit.features.patches import FrozenNetwork, describe_patches, resize_patches
 from featkit.images.patches import KeypointPatches, PatchPyramid
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -182,3 +184,35 @@ def test_64_to_32_is_the_mean_of_four() -> None:
     given = patches(3, 64).astype(np.float32) / 255
     expected = (given[:, ::2, ::2] + given[:, 1::2, ::2] + given[:, ::2, 1::2] + given[:, 1::2, 1::2]) / 4
     assert np.abs(resize_patches(torch.as_tensor(given), 32).numpy() - expected).max() < 1e-6
+
+
+def test_callers_at_the_same_time_leave_torch_its_cores() -> None:
+    """The one that began last does not restore the share that it found."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    opened, closed = threading.Event(), threading.Event()
+    seen: dict[str, int] = {}
+
+    def second() -> None:
+        with threads_on_cores("second", 8, cores_each=1):
+            opened.set()
+            closed.wait(10)
+            seen["while divided"] = torch_cores()
+
+    def later() -> None:
+        seen["afterwards"] = torch.get_num_threads()
+
+    try:
+        other = threading.Thread(target=second)
+        with threads_on_cores("first", 8) as pool:
+            other.start()
+            assert opened.wait(10)
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(6))) == {1}
+        closed.set()
+        other.join(10)
+        fresh = threading.Thread(target=later)
+        fresh.start()
+        fresh.join(10)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"while divided": 3, "afterwards": 3}

@@ -145,9 +145,10 @@ def test_keynet_is_kornias(untrained_file: Callable[[str], str], no_network: Non
     assert found.scales is not None
     assert found.oris is not None
     assert len(set(np.round(found.scales, 1))) > 1, "of several levels"
-    pixel = (found.keypoints + 0.5) / (found.scales / KEYNET_SCALE)[:, None] - 0.5
+    half_sides = found.scales * 24 / 2  # of what the descriptor sees
+    pixel = (found.keypoints + 0.5) / (half_sides / KEYNET_SCALE)[:, None] - 0.5
     assert np.median(np.abs(pixel - np.round(pixel))) < 0.1, "whole pixels of their levels"
-    turned = np.stack([np.cos(found.oris), np.sin(found.oris)], axis=1) * found.scales[:, None]
+    turned = np.stack([np.cos(found.oris), np.sin(found.oris)], axis=1) * half_sides[:, None]
     np.testing.assert_allclose(turned, frames[0, :, :, 0].numpy(), atol=1e-2)  # the image of the patch's x axis
 
 

@@ -12,11 +12,15 @@ from PIL import Image
 
 from featkit.core.config import make
 from featkit.core.errors import BadInputError, UsageError
+from featkit.data.homography_patches import HomographiesConfig
+from featkit.data.make_patches import PatchSetConfig, write_patch_set
+from featkit.data.posed_samples import photographs
 from featkit.features import stage
 from featkit.features.stage import ExtractConfig, extraction_method, with_intensity_range
 from featkit.images.intensity import found_range, is_deep
 from featkit.images.read import DecodeConfig, decode
 from featkit.io.features import open_features
+from featkit.mapping.covisibility import photograph_folders
 
 
 def blots(seed: int, side: int = 160) -> np.ndarray:
@@ -207,3 +211,27 @@ def test_files_made_before_keep_their_fingerprint() -> None:
 def test_ranges_that_are_none(ends: list[float]) -> None:
     with pytest.raises(UsageError, match="intensity_range"):
         make(DecodeConfig, {"intensity_range": ends}, "here")
+
+
+def test_training_data_see_what_extraction_sees(tmp_path: Path) -> None:
+    """Photographs of 12 bits in 16 become patches and pairs as those of 8 bits do."""
+    for folder, dtype, factor in (("eight", np.uint8, 1), ("twelve", np.uint16, 16)):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            rng = np.random.default_rng(number)
+            coarse = rng.integers(0, 256, (30, 40)).astype(np.uint8)
+            coarse[0, :2], coarse[1, :2] = 0, 255  # the same ends in both
+            pixels = cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_NEAREST)
+            cv2.imwrite(str(tmp_path / folder / f"{number}.png"), pixels.astype(dtype) * factor)
+    found = {}
+    config = PatchSetConfig(
+        source="homographies", workers=1, test_pairs=10, homographies=HomographiesConfig(min_patches=2, keypoints=20)
+    )
+    for name in ("eight", "twelve"):
+        (folder,) = photograph_folders([tmp_path / name], "ours")
+        summary = write_patch_set(config, [folder], tmp_path / f"{name}-patches")
+        trees = photographs(tmp_path / name)
+        found[name] = summary["patches"], [tree.upright_pixels(file) for tree, file in trees]
+    assert found["eight"][0] == found["twelve"][0] > 20
+    for one, other in zip(found["eight"][1], found["twelve"][1], strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1

@@ -484,3 +484,13 @@ def test_a_file_is_replaced_by_its_kind_only(tmp_path: Path) -> None:
         other.unlink()
     write_described(path, "a c\n", {"featkit_version": "0", "kind": "pairs"})
     assert path.read_text() == "a c\n"
+
+
+@pytest.mark.parametrize(("first", "second"), [("k.txt", "k.db"), ("k.db", "k.txt")])
+def test_a_list_and_a_database_do_not_share_a_stamp(tmp_path: Path, first: str, second: str) -> None:
+    made = artifact.artifact(tmp_path / first, Config(), "inputs")
+    (tmp_path / first).write_bytes(b"SQLite format 3\0" if first.endswith(".db") else b"a b\n")
+    write_stamp(made.stamp, Config(), "inputs")
+    with pytest.raises(BadInputError, match=rf"{second}: {first} beside it is described by k.json"):
+        artifact.artifact(tmp_path / second, Config(), "inputs")
+    artifact.artifact(tmp_path / f"other-{second}", Config(), "inputs")

@@ -102,3 +102,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
         maintain.merge_stores([first], twice)
     with pytest.raises(BadInputError, match="one of the stores"):
         maintain.merge_stores([first], first, overwrite=True)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_merge_that_is_refused_leaves_the_old_output(tmp_path: Path, link: bool) -> None:
+    first, other = store(tmp_path / "0.h5", ["a"]), store(tmp_path / "2.h5", ["c"], by="another")
+    out = store(tmp_path / "out.h5", ["old"])
+    before = out.read_bytes()
+    for wrong in (other, tmp_path / "none.h5"):
+        with pytest.raises(BadInputError):
+            maintain.merge_stores([first, wrong], out, link=link, overwrite=True)
+        assert out.read_bytes() == before
+    assert maintain.merge_stores([first], out, link=link, overwrite=True) == 1
+    with open_features(out) as merged:
+        assert merged.names() == ["a"]

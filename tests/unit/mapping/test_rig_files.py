@@ -54,6 +54,23 @@ def test_folders_named_by_a_number_are_not_taken_out_of_the_names() -> None:
     assert found == [{f"0/{number:04d}.jpg", f"1/{number:04d}.jpg"} for number in range(12)]
 
 
+@pytest.mark.parametrize(
+    ("folders", "stem"),
+    [(("l", "r"), "frame_"), (("a", "b"), "frame_"), (("A", "B"), "DATA"), (("img", "ref"), "img"), (("e", "f"), "")],
+)
+def test_folder_names_within_words_of_the_file_names(folders: tuple[str, str], stem: str) -> None:
+    names = [f"{folder}/{stem}{number:04d}.jpg" for folder in folders for number in range(3)]
+    [(prefixes, found)] = frames("folders", names)
+    assert prefixes == [f"{folder}/" for folder in folders]
+    assert found == [{f"{folder}/{stem}{number:04d}.jpg" for folder in folders} for number in range(3)]
+
+
+def test_folder_names_joined_to_a_number() -> None:
+    names = [f"{folder}/{folder}{number:04d}.jpg" for folder in ("left", "right") for number in range(3)]
+    [(_, found)] = frames("folders", names)
+    assert found[2] == {"left/left0002.jpg", "right/right0002.jpg"}
+
+
 def test_one_rig_per_session() -> None:
     names = [f"s{s}/{camera}/{k}{s}.jpg" for s in (1, 2) for camera in ("x", "y") for k in (1, 2)]
     found = frames("folders", [*names, "alone/9.jpg"])

@@ -83,3 +83,51 @@ def test_panoramas_by_their_poses(models: tuple[str, str], tmp_path: Path) -> No
         found = {tuple(row) for row in database.read_two_view_geometry(1, 2).inlier_matches.tolist()}
     assert found >= {tuple(row) for row in right.tolist()}
     assert len(found) < 1.2 * len(right)
+
+
+def verified_by_poses(
+    path: Path, camera: pycolmap.Camera, poses: list[pycolmap.Rigid3d], points: np.ndarray, noise_px: float
+) -> tuple[set[tuple[int, ...]], pycolmap.TwoViewGeometry]:
+    """The verified ones of the correct matches, and as many wrong ones, of two images with one camera."""
+    rng = np.random.default_rng(1)
+    with pycolmap.Database.open(str(path)) as database:
+        camera_id = database.write_camera(camera)
+        for name, pose in zip(NAMES, poses, strict=True):
+            image_id = database.write_image(pycolmap.Image(name=name, camera_id=camera_id))
+            seen = np.asarray(camera.img_from_cam(pose * points)) + rng.normal(0, noise_px, (len(points), 2))
+            database.write_keypoints(image_id, seen.astype(np.float32))
+        right = np.arange(len(points))
+        wrong = np.column_stack([right, (right + len(points) // 2) % len(points)])
+        database.write_matches(1, 2, np.concatenate([np.column_stack([right, right]), wrong]).astype(np.uint32))
+        known = dict(zip(NAMES, map(to_pose, poses), strict=True))
+        verify_by_poses(database, [Pair(*NAMES)], Certain(), known, VerifyConfig())
+        geometry = database.read_two_view_geometry(1, 2)
+    return {tuple(row) for row in geometry.inlier_matches.tolist()}, geometry
+
+
+def test_a_fisheye_lens_keeps_matches_far_from_its_axis(tmp_path: Path) -> None:
+    """From 60 to 88 degrees off the axis, where the plane at depth 1 is stretched up to 800 times."""
+    rng = np.random.default_rng(0)
+    camera = pycolmap.Camera(model="OPENCV_FISHEYE", width=1900, height=1900, params=[600, 600, 950, 950, 0, 0, 0, 0])
+    off, around = np.radians(rng.uniform(60, 86, 400)), rng.uniform(0, 2 * np.pi, 400)
+    directions = np.column_stack([np.sin(off) * np.cos(around), np.sin(off) * np.sin(around), np.cos(off)])
+    points = directions * rng.uniform(4, 12, (400, 1))
+    poses = [pycolmap.Rigid3d(), pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([0.0, 0.0, 0.1]))]
+    found, _ = verified_by_poses(tmp_path / "d.db", camera, poses, points, 0.7)
+    kept = sum((number, number) in found for number in range(400))
+    assert kept > 0.99 * 400
+    assert len(found) < 1.2 * 400
+
+
+def test_cameras_at_one_place_have_no_lines_but_directions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform((-2, -2, 4), (2, 2, 8), (300, 3))
+    camera = pycolmap.Camera(model="PINHOLE", width=1000, height=800, params=[800.0, 800.0, 500.0, 400.0])
+    rotation = pycolmap.Rotation3d(np.array([0.0, 0.1, 0.05]))
+    first = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0.1, 0, 0])), np.array([5.0, -3.0, 2.0]))
+    points = np.asarray(first.inverse() * points)
+    second = pycolmap.Rigid3d(rotation, np.zeros(3)) * first
+    found, geometry = verified_by_poses(tmp_path / "d.db", camera, [first, second], points, 0.7)
+    assert {(number, number) for number in range(300)} <= found
+    assert len(found) < 1.05 * 300
+    assert geometry.config == pycolmap.TwoViewGeometryConfiguration.PANORAMIC

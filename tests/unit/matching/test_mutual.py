@@ -103,6 +103,18 @@ def test_a_batch_changes_nothing(config: dict) -> None:
         assert alone.scores0.tobytes() == found.scores0.tobytes()
 
 
+@pytest.mark.parametrize("scale", [512.0, 0.02])
+def test_descriptors_of_any_length_match_like_unit_ones(scale: float) -> None:
+    """As OpenCV's SIFT in another program's file, where rows have about 512."""
+    a, b = views(80, 70, 7)
+    lengths = scale * np.random.default_rng(0).uniform(0.9, 1.1, (2, 80, 1)).astype(np.float32)
+    long = [features(one.descriptors * length[: len(one)]) for one, length in zip((a, b), lengths, strict=True)]
+    found, expected = match(*long, ratio=0.8), match(a, b, ratio=0.8)
+    assert (expected.matches0 >= 0).sum() > 5
+    assert found.matches0.tolist() == expected.matches0.tolist()
+    np.testing.assert_allclose(found.scores0, expected.scores0, atol=1e-5)
+
+
 def test_min_score() -> None:
     a, b = views(200, 200, 5)
     every = match(a, b, ratio=None)

@@ -262,6 +262,29 @@ def test_a_form_as_curl_sends_it() -> None:
     assert [size for _, size, _ in warm.seen] == [(40, 30), (40, 30)]
 
 
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        ("name=image; filename=a.jpg", "a.jpg"),
+        ("name=\"image\"; filename*=utf-8''na%C3%AFve.jpg", "naïve.jpg"),
+        ('name="image"; filename="ä \\"b\\".jpg"', 'ä "b".jpg'),
+        ('filename="a;b.jpg"; NAME="image"', "a;b.jpg"),
+    ],
+)
+def test_forms_as_other_clients_send_them(head: str, name: str) -> None:
+    """RFC 7578 and 2183: values without quotes, names in percent encoding, escaped quotes, any order."""
+    with serving(StandIn()) as port:
+        body, kind = form(("name=intrinsics", b"PINHOLE 40 30 36 36 20 15"), (head, photograph()))
+        answer = request(port, body=body, content_type=kind)[1]
+        assert (answer["name"], answer["camera"]) == (name, ["PINHOLE", 40, 30, 36, 36, 20, 15])
+
+
+def test_intrinsics_that_are_too_long_are_not_dropped() -> None:
+    with serving(StandIn()) as port:
+        body, kind = form(('name="intrinsics"', b"PINHOLE 40 30" + b" 1" * 300), ('filename="a.jpg"', photograph()))
+        is_refusal(request(port, body=body, content_type=kind), 422, "intrinsics of more than 500 characters")
+
+
 def test_docs_need_no_network() -> None:
     with serving(StandIn()) as port, connected(port) as client:
         client.sendall(b"GET /docs HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")

@@ -32,7 +32,7 @@ from featkit.training.patch_config import PatchTraining
 from featkit.training.run_folder import load_checkpoint, read_metrics, save_checkpoint
 from featkit.training.task import TrainingPlan
 from featkit.weights.exchange import export_weight
-from featkit.weights.files import load_patch_network
+from featkit.weights.files import learned_scenes, load_patch_network
 
 RECIPES = ("hardnet", "hynet", "sdgmnet", "adasample", "doap", "doap-binary")
 SMALL: dict[str, Any] = {"batch_size": 8, "steps": 6, "log_every": 1, "held_out": {"every": 0.5, "pairs": 10}}
@@ -426,6 +426,41 @@ def test_a_training_starts_from_trained_weights(textures: PatchSet, tmp_path: Pa
     expected = load_patch_network(tmp_path / "a" / "last.safetensors")[0].state_dict()
     for name, value in again.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_what_the_start_knows_is_kept(textures: PatchSet, tmp_path: Path) -> None:
+    """The size of its patches if the data do not say theirs, and its scenes, also of weights that are only a file."""
+    short = {"steps": 2, "held_out": {"every": 1.0}}
+    first = replace(textures, magnification=18.0, scene_names=tuple(f"first {n}" for n in textures.scene_names))
+    train_descriptor(recipe(**short), first, tmp_path / "first", device="cpu")
+    moved = Path(shutil.copy(tmp_path / "first" / "best.safetensors", tmp_path / "moved.safetensors"))
+    train_descriptor(recipe(start=str(moved), **short), textures, tmp_path / "second", device="cpu")
+    best = tmp_path / "second" / "best.safetensors"
+    assert load_patch_network(best)[0].config.magnification == 18.0
+    assert (
+        export_weight(tmp_path / "second" / "checkpoint.pt", "x", tmp_path / "x.safetensors").config["magnification"]
+        == 18.0
+    )
+    assert learned_scenes(best) == {*first.scene_names, *textures.scene_names}
+    third = train_descriptor(
+        recipe(start=str(best), **short), replace(textures, magnification=15.0), tmp_path / "third", device="cpu"
+    )
+    assert load_patch_network(tmp_path / "third" / "best.safetensors")[0].config.magnification == 15.0
+    assert set(third.summary["data"]["scenes"]) == learned_scenes(best)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("doap", {"network": {"bits": 256}}, "network.bits: 256 needs the loss of binary descriptors"),
+        ("hynet", {"network": {"bits": 256}}, "network.bits: 256 needs the loss of binary descriptors"),
+        ("doap-binary", {"network": {"bits": 0}}, "loss.descriptor: binary needs a binary network"),
+    ],
+)
+def test_bits_and_their_loss_go_together(name: str, changes: dict[str, Any], message: str) -> None:
+    """A loss of unit rows has no gradient, or no meaning, for outputs of tanh."""
+    with pytest.raises(UsageError, match=message):
+        PatchTask(recipe(name, **changes), "cpu")
 
 
 def test_weights_of_another_network_are_refused() -> None:

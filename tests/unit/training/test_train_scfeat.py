@@ -325,3 +325,17 @@ def test_a_budget_is_shared() -> None:
     scaled = recipe(detection={"steps": 2}).scaled_to(40)
     assert scaled.warm_up is not None
     assert (scaled.warm_up.steps, scaled.description.steps, scaled.detection.steps) == (40, 40, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warm_up": {"contrastive": 0}}, "contrastive: 0 needs a teacher"),
+        ({"warm_up": {"loss": {"cell_px": 1000}}}, "loss.cell_px: 1000 is more than augmentation.canvas, 96 x 64 px"),
+        ({"description": {"loss": {"cell_px": 65}}}, "loss.cell_px: 65 is more than augmentation.canvas, 96 x 64 px"),
+        ({"detection": {"loss": {"policy": {"cell_px": 65}}}}, "loss.policy.cell_px: 65 is more than"),
+    ],
+)
+def test_what_no_stage_could_train_with_is_refused_before_the_first(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe(**changes)

@@ -15,10 +15,12 @@ from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.weights import manifest
 from featkit.weights.files import (
     LARGEST_BYTES,
+    learned_scenes,
     load_patch_network,
     quantise_to_8_bits,
     read_metadata_patch_files,
     save_patch_network,
+    scenes_metadata,
 )
 from featkit.weights.manifest import WeightInfo, add_row, find_weights, listed, manifest_rows, sha256_of
 
@@ -81,6 +83,27 @@ def test_what_is_saved_loads(name: str, tmp_path: Path) -> None:
     assert read_metadata_patch_files(path).items() >= {"recipe": "r", "step": "12"}.items()
     assert path.stat().st_size <= LARGEST_BYTES
     assert [file.name for file in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_what_weights_were_trained_on(house: Path, tmp_path: Path) -> None:
+    """By the manifest, also for a copy; by the file; by the summary of a run of an earlier version; or unknown."""
+    add_row(row_of(house / "sharp.safetensors", "sharp", scenes=["church", "tree"]), house)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((house / "sharp.safetensors").read_bytes())
+    network = make_network("hynet")
+    own = save_patch_network(tmp_path / "own.safetensors", network, scenes_metadata(["mine"]))
+    unknown = save_patch_network(tmp_path / "unknown.safetensors", network)
+    best = save_patch_network(tmp_path / "best.safetensors", network)
+    assert learned_scenes(best) == frozenset()
+    (tmp_path / "summary.json").write_text(json.dumps({"data": {"name": "d", "scenes": ["old"]}}))
+    assert [set(learned_scenes(one)) for one in ("sharp", copy, own, unknown, best)] == [
+        *({"church", "tree"}, {"church", "tree"}, {"mine"}, set(), {"old"})
+    ]
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(BadInputError, match=r"summary.json: does not say what the weights were trained on"):
+        learned_scenes(best)
+    with pytest.raises(BadInputError, match=r"broken.safetensors: does not say"):
+        learned_scenes(save_patch_network(tmp_path / "broken.safetensors", network, {"scenes": "7"}))
 
 
 def test_loading_draws_nothing(tmp_path: Path) -> None:
