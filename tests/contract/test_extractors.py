@@ -16,7 +16,7 @@ from featkit.core.config import Config
 from featkit.core.registry import resolve
 from featkit.core.types import Features
 from featkit.features.base import Extractor
-from featkit.features.published import KEYNET_SCALE, Dedode, KeynetHardnet
+from featkit.features.published import KEYNET_SCALE, KEYNET_SIGMA, Dedode, KeynetHardnet
 from featkit.weights.catalogue import catalogue
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -213,5 +213,5 @@ def test_a_shifted_image_shifts_its_keypoints(extractor: Any) -> None:
     assert len(inner) > 10
     within, most = 0.25, 0.8
     if isinstance(extractor, KeynetHardnet):  # whole pixels of a pyramid's levels, which are cut elsewhere in the crop
-        within, most = 0.75 * whole.scales[is_inner] / KEYNET_SCALE, 0.7
+        within, most = 0.75 * whole.scales[is_inner] / (KEYNET_SIGMA * KEYNET_SCALE), 0.7
     assert (nearest < within).mean() > most

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +157,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_rendered: Any) -> 
     data = root / "data"
     for seed, name in enumerate(("liberty", "notredame", "yosemite")):
         patches = textured_patches(60, seed=seed)
+        patches = replace(patches, scene_names=tuple(f"{name} {scene}" for scene in patches.scene_names))
         members = ClassIndex.of(patches.classes).members.reshape(60, 3)
         first, same = members[:, 0], members[:, 1]
         pairs = TestPairs(np.r_[first, first], np.r_[same, np.roll(same, 1)], np.repeat([True, False], 60))
