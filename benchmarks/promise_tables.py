@@ -181,7 +181,8 @@ def house(result: Result) -> str:
     for target in ("test-fast", "test"):
         seconds = [entry.get("test_seconds", {}).get(target) for entry in entries]
         cells = ["-" if value is None else f"{value:,.0f}" for value in seconds]
-        lines.append(f"| seconds of `make {target}` | " + " | ".join(cells) + " |")
+        if any(seconds):
+            lines.append(f"| seconds of `make {target}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -304,7 +304,8 @@ def _find_work(
         except BadInputError:
             if features is None:
                 raise
-    _refuse_other_photographs(photographs, {n: spelled(n) for n in listed if n not in new}, registered, files, features)
+    known = {name: spelled(name) for name in listed if spelled(name) in registered}
+    _refuse_other_photographs(photographs, known, registered, files, features)
     if not new and not gone:
         raise BadInputError(
             f"{photographs}: nothing to do: all of its {len(listed)} photographs are in the map already"

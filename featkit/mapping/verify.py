@@ -115,11 +115,13 @@ def verify_by_poses(
                 thresholds.append(camera.cam_from_img_threshold(error_px))
             pose0, pose1 = poses[names[0]], poses[names[1]]
             essential = essential_matrix(pose0, pose1)
-            rays0, rays1 = (rays_of(camera, xy) for camera, xy in zip(cameras, pixels, strict=True))
-            if is_turn(pose0, pose1):
-                inlier = turn_inliers(pose0, pose1, rays0, rays1, max(thresholds))
-            elif any(map(is_wide, cameras)):
-                inlier = epipolar_inliers_of_rays(essential, rays0, rays1, thresholds[0], thresholds[1])
+            on_turn = is_turn(pose0, pose1)
+            if on_turn or any(map(is_wide, cameras)):
+                rays0, rays1 = (rays_of(camera, xy) for camera, xy in zip(cameras, pixels, strict=True))
+                if on_turn:
+                    inlier = turn_inliers(pose0, pose1, rays0, rays1, max(thresholds))
+                else:
+                    inlier = epipolar_inliers_of_rays(essential, rays0, rays1, thresholds[0], thresholds[1])
             else:
                 points0, points1 = (np.asarray(c.cam_from_img(xy)) for c, xy in zip(cameras, pixels, strict=True))
                 inlier = epipolar_inliers(essential, points0, points1, thresholds[0], thresholds[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 
@@ -155,6 +157,16 @@ def test_points_only_gives_the_same_poses(localizer: featkit.Localizer, queries:
             centre, rotation = pose_error(found.estimate.pose, expected.estimate.pose)
             assert centre < 6 * expected.estimate.centre_std
             assert rotation < 6 * expected.estimate.rotation_std_deg
+
+
+def test_points_only_refuses_features_in_several_rotations(mapped_scene: Any, tmp_path: Path) -> None:
+    """Its points come from several images, each of which would have to be turned on its own."""
+    shutil.copytree(mapped_scene.output, tmp_path / "map")
+    with h5py.File(tmp_path / "map" / "features.h5", "r+") as file:
+        for name in [name for name in file if "descriptors" in file[name]]:
+            file[name]["descriptors"].attrs["turns"] = 4
+    with pytest.raises(UsageError, match=r"points_only.*several rotations"):
+        featkit.Localizer(tmp_path / "map", LocalizerConfig(points_only=True), device="cpu")
 
 
 def test_points_only_uses_each_point_once() -> None:
