@@ -17,6 +17,9 @@ homography counts: points with a positive third coordinate are in front.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -26,6 +29,7 @@ from featkit.geometry.batched import homogeneous
 from featkit.losses.base import LossResult
 from featkit.losses.two_views import LossContext, TwoViews, descriptors_at, inside_image, mask_at, query_points
 
+InfoNce: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
 
 
@@ -39,11 +43,15 @@ class ContrastiveLossConfig(Config):
     resolution)."""
 
 
-def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: LossContext) -> LossResult:
+def contrastive_loss(
+    views: TwoViews, config: ContrastiveLossConfig, context: LossContext, function: InfoNce | None = None
+) -> LossResult:
     """L above, for views related by homographies.
 
     Points not visible in image 1 are neither queries nor negatives. Without visible points the loss is 0.
+    function: `info_nce`, compiled; None: as it is.
     """
+    function = function or info_nce
     size, device = views.image_size, views.map0.device
     points0 = query_points(len(views.map0), size, config.cell_px, context.draws, device)
     points1, front = map_points(views.geometry01, points0)
@@ -51,8 +59,8 @@ def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: Lo
     points1 = torch.where(shown[..., None], points1, points0)  # somewhere finite
     with torch.autocast(device.type, enabled=False):
         cosine = descriptors_at(views.map0, points0, size) @ descriptors_at(views.map1, points1, size).mT
-        rows, row_hits = _one_way_loss(cosine, points1, shown, config)
-        columns, column_hits = _one_way_loss(cosine.mT, points0, shown, config)
+        rows, row_hits = function(cosine, points1, shown, config)
+        columns, column_hits = function(cosine.mT, points0, shown, config)
     points, all_points = context.total(torch.stack([shown.sum(), torch.ones_like(shown).sum()]))
     number = points.clamp(min=1)
     own = torch.where(shown, cosine.detach().diagonal(dim1=1, dim2=2), 0.0).sum()
@@ -73,7 +81,7 @@ def map_points(
     return (moved[..., :2] / torch.where(front, moved[..., 2], 1.0)[..., None]).to(points0.dtype), front
 
 
-def _one_way_loss(
+def info_nce(
     cosine: Float[Tensor, "b n n"],
     targets: Float[Tensor, "b n 2"],
     shown: Bool[Tensor, "b n"],
@@ -81,7 +89,9 @@ def _one_way_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The row term summed over points, and the number of points matched correctly."""
     own = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
-    far = torch.cdist(targets, targets, compute_mode="donot_use_mm_for_euclid_dist") >= config.exclusion_px
+    x, y = targets.unbind(2)
+    squared_distance = (x[:, :, None] - x[:, None]).square() + (y[:, :, None] - y[:, None]).square()
+    far = squared_distance >= config.exclusion_px**2
     candidates = own | (far & shown[:, None])
     logits = (config.temperature * cosine).masked_fill(~candidates, NO_CANDIDATE)
     loss = logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)

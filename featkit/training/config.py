@@ -165,7 +165,7 @@ class TrainingConfig(Config):
     seed: Seed = 0
     """Random seed, for the initial weights and all sampling."""
     compile: Runtime[bool] = False
-    """Compile the network with torch.compile."""
+    """Compile network and, where it pays, loss with torch.compile; needs a C++ compiler."""
     timeout_s: Runtime[Seconds] = 600.0
     """Seconds that a process waits for the others before it gives up. Must exceed the time of one validation, which
     rank 0 runs alone."""

@@ -21,7 +21,7 @@ from featkit.losses.base import LossResult
 from featkit.losses.scfeat_description import description_loss, one_way_loss
 from featkit.losses.scfeat_detection import detection_loss
 from featkit.losses.scfeat_imitation import TeacherKeypoints, imitation_loss, score_loss
-from featkit.losses.scfeat_warm_up import contrastive_loss
+from featkit.losses.scfeat_warm_up import contrastive_loss, info_nce
 from featkit.losses.two_views import LossContext
 from featkit.models.scfeat import DenseMaps, SCFeatNetwork
 from featkit.training.distributed import World
@@ -232,6 +232,10 @@ class WarmUpTask(DenseTask[HomographyBatch]):
         held_out_count = max(1, round(self.config.held_out.share * len(order)))
         return pairs.select(order[held_out_count:]), pairs.select(order[:held_out_count])
 
+    def prepare(self, data: PhotoData, world: World) -> None:
+        super().prepare(data, world)
+        self._info_nce = torch.compile(info_nce) if self.config.compile else info_nce
+
     def close(self) -> None:
         """Stop prefetching and close the teacher's files."""
         super().close()
@@ -276,7 +280,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
 
     def _contrastive_term(self, compared: Float[Tensor, "b2 d h4 w4"], batch: HomographyBatch) -> LossResult:
         views = self.views(compared, batch.homographies01, batch)
-        result = contrastive_loss(views, self.config.loss, self.context)
+        result = contrastive_loss(views, self.config.loss, self.context, self._info_nce)
         return LossResult(self.config.contrastive * result.loss, result.statistics)
 
     def _maps_for_loss(self, maps: DenseMaps) -> Float[Tensor, "b2 d h4 w4"]:
