@@ -26,6 +26,7 @@ from featkit.training.patch_config import PatchTraining
 from featkit.training.scfeat import STAGES, ScfeatData, ScfeatStages
 from featkit.training.scfeat_task import ScfeatTraining, photo_folders
 from featkit.training.task import seconds_of
+from featkit.weights.manifest import find_weights
 
 RECIPE = "the recipe's"
 RunFolder = Annotated[Path, Param("--out", "-o", help="Folder of the run.")]
@@ -130,6 +131,7 @@ class TrainedStages:
     "recipe",
     config=Option("config"),
     steps=Option("steps"),
+    start=Option("training.start", of=ScfeatTraining, unset="random initialisation"),
     **length_options(ScfeatTraining),
 )
 def train_scfeat(
@@ -178,6 +180,8 @@ def train_scfeat(
     if not isinstance(training, ScfeatTraining):
         raise UsageError(f"--config {recipe.config}: not a recipe for SCFeat")
     training = training if recipe.steps is None else training.scaled_to(recipe.steps)
+    if training.start:
+        find_weights(training.start)
     ScfeatStages(training, device).configured()  # refuse a budget too short for a stage before reading any data
     world = launch(device, devices, timeout_s=training.timeout_s)
     with world.reported_once():

@@ -102,6 +102,9 @@ class ScfeatStages:
     ) -> list[Trained]:
         """Train the named stages in order, each in OUT/<stage>, starting from the best network of the previous stage.
 
+        The first one starts from the configuration's `start`, else from encoder_weights (a ResNet checkpoint), else at
+        random; with `start`, earlier stages are not needed.
+
         world: None for the processes started by torchrun, or this one, on this object's device. The last stage's
         networks are copied to OUT/best.safetensors and OUT/last.safetensors. Raises UsageError if a required earlier
         stage is missing, and the errors of `train`.
@@ -110,7 +113,8 @@ class ScfeatStages:
         world = world or launch(self.device, timeout_s=self.config.timeout_s)
         if world.is_first:
             refuse_foreign(*(output / name for name in (BEST, LAST, SUMMARY, "report.html")))
-        start = world.from_first(lambda: self.encoder_start(encoder_weights))
+        start, network = world.from_first(lambda: self.initial_weights(encoder_weights))
+        self.config = self.config.model_copy(update={"network": network})
         for stage, config in self.configured().items():
             initial, folder = start, output / stage
             if stage in stages:
@@ -120,7 +124,11 @@ class ScfeatStages:
             result = world.from_first(functools.partial(self._read_stage_result, folder))
             if result is not None:
                 start = result
-            elif stage not in stages and any(later in stages for later in STAGES[STAGES.index(stage) + 1 :]):
+            elif (
+                not self.config.start
+                and stage not in stages
+                and any(later in stages for later in STAGES[STAGES.index(stage) + 1 :])
+            ):
                 raise UsageError(
                     f"{folder}: the stage {stage} comes first and is not there; run it, or all (no --stage)"
                 )
@@ -128,8 +136,20 @@ class ScfeatStages:
             _write_final_output(results, output)
         return results
 
-    def encoder_start(self, path: Path | None) -> Start:
-        """Initial encoder weights from a ResNet checkpoint; empty for None. Raises BadInputError."""
+    def initial_weights(self, encoder_weights: Path | None) -> tuple[Start, SCFeatNetworkConfig]:
+        """The first stage's initial weights, and the network they belong to.
+
+        Raises UsageError for an unknown name and for two kinds of weights, BadInputError for an unusable file.
+        """
+        if not self.config.start:
+            return self._encoder_start(encoder_weights), self.config.network
+        if encoder_weights is not None:
+            raise UsageError("--start and --encoder-weights: give one of them; --start has an encoder")
+        network = load_scfeat_network(self.config.start)
+        scenes = tuple(sorted(learned_scenes(self.config.start)))
+        return Start(dict(network.state_dict()), Path(self.config.start).name, scenes), network.config
+
+    def _encoder_start(self, path: Path | None) -> Start:
         if path is None:
             return Start()
         network = SCFeatNetwork(self.config.network)
@@ -144,7 +164,8 @@ class ScfeatStages:
     def start_from(self, folder: Path) -> Start:
         """The best backbone and bridge of a stage, from its checkpoint, or rounded from its weights file without one.
 
-        The detector is included only if a teacher trains it in the warm-up; otherwise only the last stage trains it.
+        The detector is included only if the run starts with one, or a teacher trains it in the warm-up; otherwise only
+        the last stage trains it.
         Raises BadInputError for a network of another size.
         """
         network = load_scfeat_network(folder / BEST)
@@ -155,7 +176,7 @@ class ScfeatStages:
         warm_up = self.config.warm_up
         detector_is_taught = warm_up is not None and warm_up.teacher is not None and warm_up.teacher.score > 0
         same_head = all(getattr(self.config.network, name) == value for name, value in other_head.items())
-        with_detector = detector_is_taught and same_head
+        with_detector = (detector_is_taught or bool(self.config.start)) and same_head
         learned = {
             key: value.clone() for key, value in values.items() if with_detector or not key.startswith("detector.")
         }

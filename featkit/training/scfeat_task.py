@@ -186,7 +186,9 @@ class ScfeatTraining(Config):
     """The complete training. `network`, `data` and `seed` apply to all stages."""
 
     network: SCFeatNetworkConfig = SCFeatNetworkConfig()
-    """The network of all stages."""
+    """The network of all stages; with `start`, that of the weights."""
+    start: str = ""
+    """Initial weights of the first stage: name of shipped weights, or a weights file. Empty: none."""
     data: PosedConfig = PosedConfig()
     """How posed pairs are read and which of them are used."""
     warm_up: WarmUp | None = None

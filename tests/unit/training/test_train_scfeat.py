@@ -280,10 +280,42 @@ def test_the_encoder_may_come_from_elsewhere(data: ScfeatData, tmp_path: Path) -
     stages = ScfeatStages(recipe(warm_up=None), "cpu")
     other = SCFeatNetwork(recipe().network, torch.Generator().manual_seed(9))
     torch.save(other.backbone.encoder.state_dict(), tmp_path / "resnet18.pth")
-    start = stages.encoder_start(tmp_path / "resnet18.pth")
+    start, network = stages.initial_weights(tmp_path / "resnet18.pth")
+    assert network == recipe().network
     assert start.origin == "resnet18.pth"
     assert torch.equal(start.values["backbone.encoder.conv1.weight"], other.backbone.encoder.conv1.weight)
     assert all(name.startswith("backbone.encoder.") for name in start.values)
+
+
+def test_it_goes_on_from_weights_with_their_network_and_detector(data: ScfeatData, tmp_path: Path) -> None:
+    """Of a size that is not the recipe's, with no stage before; the description stage leaves the detector alone."""
+    other = SCFeatNetwork(recipe(network={"side_channels": 16}).network, torch.Generator().manual_seed(9)).eval()
+    file = tmp_path / "mine.safetensors"
+    save_scfeat_network(file, other, {"scenes": json.dumps(["attic"])})
+    stages = ScfeatStages(
+        recipe(start=str(file), description={"optimiser": {"kind": "sgd", "learning_rate": 1e-9}}), "cpu"
+    )
+    run = tmp_path / "run"
+    (described,) = stages.run(data, run, stages=["description"])
+    assert described.summary["data"]["start"] == "mine.safetensors"
+    assert "attic" in described.summary["data"]["scenes"]
+    learned = load_scfeat_network(run / "best.safetensors").state_dict()
+    norms = ("running_mean", "running_var", "num_batches_tracked")
+    for name, value in other.state_dict().items():
+        if not name.endswith(norms):
+            torch.testing.assert_close(learned[name], value, atol=1e-3, rtol=0, msg=name)
+    detector = {name for name in other.state_dict() if name.startswith("detector.")}
+    assert detector <= set(stages.start_from(run / "description").values)
+    (detected,) = stages.run(data, run, stages=["detection"])
+    assert detected.summary["data"]["start"] == "description"
+
+
+def test_where_to_start_from_is_checked_before_the_data(tmp_path: Path) -> None:
+    command = ["train", "scfeat", "--data", str(tmp_path / "no"), "--out", str(tmp_path / "run"), "--start", "scfaet"]
+    ran = CliRunner().invoke(app, command)
+    assert (ran.exit_code, "no weights named 'scfaet'" in ran.output) == (2, True), ran.output
+    with pytest.raises(UsageError, match="--start and --encoder-weights"):
+        ScfeatStages(recipe(start="scfeat-s"), "cpu").initial_weights(tmp_path / "resnet18.pth")
 
 
 def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
