@@ -360,5 +360,6 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "published-speed": ("published_speed", published_speed),
     "lightglue-speed": ("lightglue_speed", lightglue_speed),
     "ablation": ("scfeat_ablation", ablation),
+    "ablation-detection": ("scfeat_ablation_detection", ablation),
     "reward": ("reward_effect", reward),
 }

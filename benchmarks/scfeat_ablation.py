@@ -1,6 +1,7 @@
 """SCFeat's ablations (paper, Table III), every row trained with the same small budget and measured on six sequences.
 
     python benchmarks/scfeat_ablation.py --data POSED --photos PHOTOS --runs RUNS --steps 2000 [--seeds 3] [--rows ...]
+    python benchmarks/scfeat_ablation.py --data POSED --runs RUNS --start WEIGHTS --steps 300 [--seeds 3]
 
 POSED: posed pairs (`featkit data posed-pairs`); PHOTOS: photographs for the warm-up. Each row is a training in
 RUNS/seed-N/ROW, once for each seed. A row that has its first stages in common with the full one starts from those of
@@ -13,10 +14,13 @@ The error factor (eq. 19 to 21) is to be compared with the row "control": good p
 which is what the rewards are when L_fme is 0. "w/o error factor" is the paper's row, PoSFeat's reward, and changes what
 bad pairs earn (-0.25) and the regulariser (-0.001) as well.
 
+--start: the detection alone, --steps long, in all rows and seeds on the descriptors of these weights, whose detector is
+not trained yet: those of a warm-up or a description. Only the rows that change nothing before the detection.
+
 MMA as SCFeat's Table II has it (eq. 24), mutual nearest neighbours, on the Oxford affine sequences: of every row the
 mean over the seeds, the standard deviation (n - 1), the least and the greatest. Scores of different heads have
 different ranges, so no row has a threshold and all have the best --max-keypoints of an image. Writes
-benchmarks/results/scfeat_ablation.json.
+benchmarks/results/scfeat_ablation.json, with --start scfeat_ablation_detection.json.
 """
 
 from __future__ import annotations
@@ -50,6 +54,11 @@ class Row:
     settings: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     extraction: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def of_detection(self) -> bool:
+        """Whether nothing but the loss of the detection differs from the full row."""
+        return self.is_trained and all(setting.startswith("detection.loss.") for setting in self.settings)
 
     @property
     def is_trained(self) -> bool:
@@ -86,10 +95,12 @@ def folder_of(runs: Path, row: Row, seed: int) -> Path:
     return runs / f"seed-{seed}" / "-".join(part for part in words.split("-") if part)
 
 
-def lengths(row: Row, steps: int, given: list[str]) -> list[str]:
+def lengths(row: Row, steps: int, given: list[str], start: Path | None) -> list[str]:
     """Settings of the row's stages' lengths, when the full one has so many steps of description."""
     recipe = resolve("task", FULL.name, overrides(given)).own
     assert isinstance(recipe, ScfeatTraining)
+    if start:
+        return [f"detection.steps={steps}"]
     assert recipe.warm_up is not None
     full = recipe.scaled_to(steps)
     assert full.warm_up is not None
@@ -101,7 +112,7 @@ def lengths(row: Row, steps: int, given: list[str]) -> list[str]:
 
 
 def settings_of(row: Row, arguments: argparse.Namespace) -> list[str]:
-    return [*arguments.set, *lengths(row, arguments.steps, arguments.set), *row.settings]
+    return [*arguments.set, *lengths(row, arguments.steps, arguments.set, arguments.start), *row.settings]
 
 
 def share(row: Row, runs: Path, seed: int) -> None:
@@ -124,13 +135,15 @@ def train(row: Row, seed: int, arguments: argparse.Namespace) -> Path:
     run = folder_of(arguments.runs, row if row.is_trained else FULL, seed)
     if not row.is_trained:
         return run / "last.safetensors"
-    share(row, arguments.runs, seed)
+    if not arguments.start:
+        share(row, arguments.runs, seed)
     plain = [sys.executable, "-m", "featkit", "train", "scfeat", "--data", arguments.data, "--out", run]
     plain += ["--seed", seed]
-    plain += ["--precision", "fp32"]  # of all rows alike
+    plain += ["--precision", arguments.precision]
     plain += [part for photos in arguments.photos for part in ("--photos", photos)]
     plain += [part for setting in settings_of(row, arguments) for part in ("--set", setting)]
-    for stage in STAGES[row.name == NO_WARM_UP :]:
+    plain += ["--start", arguments.start] if arguments.start else []
+    for stage in STAGES[-1:] if arguments.start else STAGES[row.name == NO_WARM_UP :]:
         if not is_done(run / stage):
             subprocess.run([str(part) for part in (*plain, "--stage", stage)], check=True)
             keep_last(run / stage)
@@ -181,14 +194,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--photos", type=Path, nargs="+", default=[])
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000, help="of description; the other stages in proportion")
+    parser.add_argument("--start", type=Path, help="weights whose descriptors all rows have: detection alone")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=2000,
+        help="of description, the other stages in proportion; with --start of detection",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row, with seeds 0, 1, ...")
+    parser.add_argument("--precision", default="fp32", help="of all trainings")
     parser.add_argument("--max-keypoints", type=int, default=2048, help="of an image")
     parser.add_argument("--sequences", type=Path, default=HERE.parent.parent / "shared" / "data" / "oxford-affine")
-    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all trainings")
     arguments = parser.parse_args()
-    asked = [row for row in ROWS if row.name in arguments.rows]
+    possible = [row for row in ROWS if row.of_detection or not arguments.start]
+    asked = [row for row in possible if row.name in (arguments.rows or [row.name for row in possible])]
+    if len(asked) < len(arguments.rows or []):
+        parser.error(f"--start: only the rows {', '.join(row.name for row in possible)}")
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in asked}
     for seed in range(arguments.seeds):
         for row in asked:
@@ -210,7 +233,7 @@ def main() -> None:
         score = row["mma_score"]
         print(f"{row['row']:28}{100 * score['mean']:6.1f} +- {100 * score['deviation']:.1f}")
     given = {"steps": arguments.steps, "settings": arguments.set, "max_keypoints": arguments.max_keypoints}
-    print(write_result("scfeat_ablation", {**given, "rows": rows}))
+    print(write_result("scfeat_ablation_detection" if arguments.start else "scfeat_ablation", {**given, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import rotation_matrix
 from featkit.io.camera_models import camera_models
 from featkit.io.features import FeatureStore
-from featkit.mapping.cameras import to_pose
+from featkit.mapping.cameras import squared_distances, to_pose
 from featkit.mapping.model import point_ids
 
 # Ceres' quaternion tangent is half a rotation vector: pycolmap's rotation block is a quarter of the covariance.
@@ -140,7 +140,7 @@ def squared_residuals(
     rigid: pycolmap.Rigid3d, camera: pycolmap.Camera, points2d: np.ndarray, points3d: np.ndarray
 ) -> Float[np.ndarray, " n"]:
     """Squared distances, px^2, between points2d and the projections of points3d (COLMAP pixels)."""
-    return np.sum((np.asarray(camera.img_from_cam(rigid * points3d)) - points2d) ** 2, axis=1)
+    return squared_distances(camera, camera.img_from_cam(rigid * points3d), points2d)
 
 
 def _effective_noise_px(squared: Float[np.ndarray, " n"], loss_scale_px: float) -> float:

@@ -369,6 +369,16 @@ def is_wide(camera: pycolmap.Camera) -> bool:
     return is_spherical(camera) or "FISHEYE" in camera.model_name or camera.model_name in {"FOV", "EUCM"}
 
 
+def squared_distances(
+    camera: pycolmap.Camera, first: Float[np.ndarray, "n 2"], second: Float[np.ndarray, "n 2"]
+) -> Float[np.ndarray, " n"]:
+    """Squared distances of pixels of an image, px^2; the left and right edges of a panorama are next to each other."""
+    x, y = (np.asarray(first) - np.asarray(second)).reshape(-1, 2).T
+    if is_spherical(camera):
+        x = x - camera.width * np.round(x / camera.width)
+    return np.asarray(x**2 + y**2)
+
+
 def rays_of(camera: pycolmap.Camera, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
     """Unit directions, in the camera's axes, of COLMAP pixels; of a camera of any model."""
     if is_spherical(camera):

@@ -23,7 +23,7 @@ from featkit.images.intensity import found_range
 from featkit.images.masks import masked
 from featkit.images.read import DecodeConfig, alpha_channel, as_stored, decode, stored_size
 from featkit.io.artifact import inside, write_bytes
-from featkit.mapping.cameras import is_spherical
+from featkit.mapping.cameras import is_spherical, squared_distances
 
 NEAR = 4  # levels above a model that are searched for its photographs, as in scene/featkit/sparse/0
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -199,8 +199,8 @@ def reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) -
         return np.zeros(0)
     xyz = np.array([model.points3D[point.point3D_id].xyz for point in seen])
     in_camera = np.asarray(image.cam_from_world() * xyz)
-    projected = np.asarray(model.cameras[image.camera_id].img_from_cam(in_camera))
-    return np.linalg.norm(projected - np.array([point.xy for point in seen]), axis=1)
+    camera = model.cameras[image.camera_id]
+    return np.sqrt(squared_distances(camera, camera.img_from_cam(in_camera), np.array([point.xy for point in seen])))
 
 
 def check_projections(model: pycolmap.Reconstruction, exported: pycolmap.Reconstruction) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, rotation_angle_deg, rotation_matrix
-from featkit.localization.absolute_pose import MapPoints, PoseConfig, PoseEstimate, estimate_pose
+from featkit.localization.absolute_pose import MapPoints, PoseConfig, PoseEstimate, estimate_pose, squared_residuals
 from featkit.mapping.cameras import to_rigid
 
 CONFIG = PoseConfig()
@@ -107,6 +107,20 @@ def test_the_same_seed_gives_the_same_pose() -> None:
     a, b = solved(noisy, points), solved(noisy, points)
     assert a.pose.qvec.tobytes() == b.pose.qvec.tobytes()
     assert a.pose.tvec.tobytes() == b.pose.tvec.tobytes()
+
+
+def test_the_edges_of_a_panorama_are_next_to_each_other() -> None:
+    """Keypoints that noise moves over the left or right edge have the residual of the others, not the image's width."""
+    width, height, sigma_px = 2000, 1000, 0.5
+    panorama = pycolmap.Camera(model="EQUIRECTANGULAR", width=width, height=height, params=[width, height])
+    rng = np.random.default_rng(4)
+    points = np.column_stack([rng.normal(size=(2000, 2)) * [1e-3, 0.5], np.full(2000, -1.0)])  # behind: at the edges
+    truth = np.asarray(panorama.img_from_cam(points))
+    noise = rng.normal(size=truth.shape) * sigma_px
+    seen = (truth + noise) % [width, np.inf]
+    assert (np.abs(seen[:, 0] - truth[:, 0]) > width / 2).sum() > 100
+    there = squared_residuals(pycolmap.Rigid3d(), panorama, seen, points)
+    np.testing.assert_allclose(there, (noise**2).sum(axis=1), rtol=0, atol=1e-6)
 
 
 def test_the_focal_length_is_refined_on_request() -> None:
