@@ -108,10 +108,10 @@ def check_photographs(
 ) -> None:
     """Check from the photographs' headers, before any work, whether the cameras fit them.
 
-    Warns of different lenses under one camera, and reports panoramas. Unreadable files are skipped here. sharing: see
-    `cameras_of_images`. Raises UsageError for parameters impossible for an image of that size; BadInputError for images
-    of different sizes that are to share a camera, for a listed camera of another size, and for panoramas that cannot be
-    mapped.
+    Warns of different lenses under one camera, and of parameters for several sizes; reports panoramas. Unreadable files
+    are skipped here. sharing: see `cameras_of_images`. Raises UsageError for parameters impossible for an image of that
+    size; BadInputError for images of different sizes that are to share a camera, for a listed camera of another size,
+    and for panoramas that cannot be mapped.
     """
     check_camera_config(config)
     known = listed or {}
@@ -123,9 +123,8 @@ def check_photographs(
             _check_listed(taken[name].size, name, intrinsics)
     inferred = {name: found for name, found in taken.items() if name not in known}
     model = camera_models()[config.given_model]
-    for name, found in inferred.items() if config.params is not None else ():
-        if fault := camera_fault(model, found.size, config.params or ()):
-            raise UsageError(f"--camera-params: {fault}, as {name!r} is; {model.name} takes {','.join(model.params)}")
+    if config.params is not None:
+        _check_params(config.params, model, inferred)
     _check_panoramas(config, model, inferred)
     groups: dict[CameraKey, list[str]] = {}
     for name, found in taken.items():
@@ -135,6 +134,21 @@ def check_photographs(
             on_rig = sharing is not None and one_camera[0] in sharing
             why = "one camera of a rig" if on_rig else f"--camera-mode {config.mode}"
             _check_shared_camera(why, {name: taken[name] for name in one_camera})
+
+
+def _check_params(params: Sequence[float], model: CameraModel, taken: Mapping[str, Taken]) -> None:
+    sizes: dict[tuple[int, int], str] = {}
+    for name, found in taken.items():
+        if fault := camera_fault(model, found.size, params):
+            raise UsageError(f"--camera-params: {fault}, as {name!r} is; {model.name} takes {','.join(model.params)}")
+        sizes.setdefault(found.size, name)
+    if len(sizes) > 1:
+        named = ", ".join(f"{width} x {height}: {name!r}" for (width, height), name in list(sizes.items())[:4])
+        LOGGER.warning(
+            "--camera-params %s are pixels of one size, but the photographs have %d (%s); all get these numbers: map"
+            " one size at a time, or give each photograph its camera (--intrinsics FILE)",
+            *(_format_params(params), len(sizes), named),
+        )
 
 
 def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[str, Taken]) -> None:

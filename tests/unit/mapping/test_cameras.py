@@ -107,6 +107,20 @@ def test_parameters_for_another_image_size_are_refused_early(
         infer_camera(tmp_path / "a.jpg", config)
 
 
+def test_parameters_for_several_image_sizes_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [photo(tmp_path, "a.jpg"), photo(tmp_path, "b.jpg"), photo(tmp_path, "c.jpg", (400, 600))]
+    config = CameraConfig(params=(500, 500, 200, 200))
+    check_photographs(config, tmp_path, names[:2])
+    assert not caplog.records
+    check_photographs(config, tmp_path, names)
+    assert "500,500,200,200 are pixels of one size, but the photographs have 2" in caplog.text
+    assert "(600 x 400: 'a.jpg', 400 x 600: 'c.jpg')" in caplog.text
+    caplog.clear()
+    listed = {"c.jpg": Intrinsics("PINHOLE", 400, 600, (500, 500, 200, 300))}
+    check_photographs(config, tmp_path, names, listed)
+    assert not caplog.records
+
+
 def test_fingerprint_depends_on_the_effective_model() -> None:
     """So that maps made when the model had to be given stay up to date."""
     named = CameraConfig(model="SIMPLE_RADIAL")
