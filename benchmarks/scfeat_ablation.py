@@ -10,9 +10,9 @@ not trained. Without the warm-up its batches are added to the description: every
 goes on with the last step of the one before, not with the best on held-out pairs: where that is the first, what a row
 changes would not show. What is done is passed over, what was stopped goes on.
 
-The error factor (eq. 19 to 21) is to be compared with the row "control": good pairs earn 1, bad ones 0, no regulariser,
-which is what the rewards are when L_fme is 0. "w/o error factor" is the paper's row, PoSFeat's reward, and changes what
-bad pairs earn (-0.25) and the regulariser (-0.001) as well.
+In the recipe, good pairs earn 1 and bad ones 0, without a regulariser: what the rewards are when L_fme is 0. The row
+"error factor" has the paper's reward (eq. 19 to 21) as it is by default, "algorithm 1" with L_fme to the letter.
+"PoSFeat's reward" is what the paper compares with: bad pairs earn -0.25, the regulariser is -0.001.
 
 --start: the detection alone, --steps long, in all rows and seeds on the descriptors of these weights, whose detector is
 not trained yet: those of a warm-up or a description. Only the rows that change nothing before the detection.
@@ -65,19 +65,17 @@ class Row:
         return self.shared != STAGES
 
 
-FULL = Row("scfeat-s")  # the recipe, with the error factor as it is by default
+FULL = Row("scfeat-s")  # the recipe
 NO_WARM_UP = "w/o warm-up"
 STILL = "{rotation_deg: 0, scale_max: 1, perspective: 0}"  # all of them: what is left out stays as the recipe has it
+FACTOR = ("detection.loss.reward.error_factor=true", "detection.loss.regulariser=-0.001")
+POSFEAT = ("detection.loss.reward.bad=-0.25", "detection.loss.regulariser=-0.001")
 ROWS = (
     FULL,
-    Row(
-        "control",
-        ("detection.loss.reward.error_factor=false", "detection.loss.reward.bad=0", "detection.loss.regulariser=0"),
-        STAGES[:2],
-    ),
-    Row("error as algorithm 1", ("detection.loss.error.pairs=good", "detection.loss.error.scale=image"), STAGES[:2]),
-    Row("w/o error factor", ("detection.loss.reward.error_factor=false",), STAGES[:2]),
-    Row("PoSFeat's head and reward", ("detection.loss.reward.error_factor=false", "network.head=posfeat"), STAGES[:2]),
+    Row("error factor", FACTOR, STAGES[:2]),
+    Row("algorithm 1", (*FACTOR, "detection.loss.error.pairs=good", "detection.loss.error.scale=image"), STAGES[:2]),
+    Row("PoSFeat's reward", POSFEAT, STAGES[:2]),
+    Row("PoSFeat's head and reward", (*POSFEAT, "network.head=posfeat"), STAGES[:2]),
     Row("w/o pruning", shared=STAGES, extraction=(("descriptor_map", "normalised"),)),
     Row("w/o cross norm.", ("network.cross_norm=false",)),
     Row("fusion norm.", shared=STAGES, extraction=(("normalisation", "fusion"),)),
