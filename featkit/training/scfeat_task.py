@@ -458,9 +458,7 @@ class PosedData:
 
 
 def photo_folders(root: Path, pairs: PosedPairs) -> tuple[Path, ...]:
-    """Default folders of the warm-up's photographs: the data's root, or only the scenes' image folders if a list
-    selects scenes or the index is stored elsewhere (scene_info.py).
-    """
+    """Default folders of the warm-up's photographs: the data's root; with listed scenes or scene_info, their images."""
     return (root,) if pairs.is_whole else pairs.image_folders()
 
 
