@@ -458,7 +458,7 @@ class PosedData:
 
 
 def photo_folders(root: Path, pairs: PosedPairs) -> tuple[Path, ...]:
-    """Default folders of the warm-up's photographs: the data's root; with listed scenes or scene_info, their images."""
+    """Default folders of the warm-up's photographs: the data's root; the images of listed scenes or scene_info."""
     return (root,) if pairs.is_whole else pairs.image_folders()
 
 
