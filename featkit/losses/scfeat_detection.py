@@ -126,7 +126,7 @@ def sort_accepted_first(sample: KeypointSample) -> KeypointSample:
 # error factor (the paper's ablation), the constants `good` and `bad`: PoSFeat's +1 and -0.25.
 #
 # If L_fme is nearly 0 (about 1e-5 with the pairs and the scale of algorithm 1), the reward is 1 or 0 and there is no
-# regulariser. `error_factor: false, good: 1, bad: 0` with a regulariser of 0 gives exactly this: it is the recipe scfeat-s,
+# regulariser. `error_factor: false, good: 1, bad: 0` with a regulariser of 0 gives exactly this: the recipe scfeat-s,
 # with which benchmarks/scfeat_ablation.py compares the factor. `error_factor: false` alone changes two more things:
 # -0.25 for bad pairs, and a regulariser of -0.001.
 #
