@@ -41,8 +41,7 @@ from featkit.mapping.model import read_model
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import Verifier, build_database
 from featkit.pairing import stage as pairing
-from featkit.pairing.base import Pairing
-from featkit.pairing.stage import AutoConfig
+from featkit.pairing.stage import AutoConfig, Pairing
 
 LOGGER = logging.getLogger(__name__)
 POSE_THRESHOLDS_DEG = (1.0, 3.0, 5.0, 10.0)
