@@ -33,8 +33,8 @@ from featkit.io.artifact import artifact, locked, scratch, write_text
 from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import FeatureStore, extractor_name, open_features
 from featkit.io.lists import Spelling, read_pairs, write_pairs
-from featkit.io.maintain import merge_stores
 from featkit.io.matches import MatchStore, open_matches
+from featkit.io.shards import merge_stores
 from featkit.mapping.cameras import CameraConfig, check_camera_config, check_photographs
 from featkit.mapping.covisibility import covisible_pairs
 from featkit.mapping.export import model_tracks

@@ -25,8 +25,8 @@ from featkit.io.artifact import artifact, locked, scratch, write_text
 from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import read_pairs, write_pairs
-from featkit.io.maintain import merge_stores
 from featkit.io.matches import open_matches
+from featkit.io.shards import merge_stores
 from featkit.mapping.grow import MADE_WITH, has_same_keypoints, original_config
 from featkit.mapping.map_rigs import recorded_prefixes, rig_metrics
 from featkit.mapping.merge import MergeConfig, Merged, merge_maps

@@ -41,8 +41,7 @@ from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
 from featkit.matching.config import MatchWith
 from featkit.pairing import stage as pairing
-from featkit.pairing.base import Sources
-from featkit.pairing.stage import PairWith
+from featkit.pairing.stage import PairWith, Sources
 from featkit.report.maps import map_metrics, reconstruction_report
 
 RUN = "run.yaml"

@@ -23,9 +23,8 @@ from featkit.mapping.database import database_counts
 from featkit.mapping.verify import DatabaseConfig, build_database
 from featkit.matching.config import MatchWith, MutualConfig
 from featkit.pairing import stage as pairing
-from featkit.pairing.base import Sources
 from featkit.pairing.by_retrieval import retrieval_by_global_descriptors
-from featkit.pairing.stage import PairWith
+from featkit.pairing.stage import PairWith, Sources
 
 NAMED = "the configuration's"
 

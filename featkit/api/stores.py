@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from featkit.api.options import Out, Overwrite, Param, with_options
-from featkit.io import maintain
-from featkit.io.maintain import Checked
+from featkit.io import shards
+from featkit.io.shards import Checked
 
 StoreFile = Annotated[Path, Param(help="A features or matches file.")]
 
@@ -16,15 +16,15 @@ StoreFile = Annotated[Path, Param(help="A features or matches file.")]
 @with_options(None)
 def check_store(store: StoreFile) -> Checked:
     """Read every item of a features or matches file. Raises BadInputError if it is neither."""
-    return maintain.check_store(store)
+    return shards.check_store(store)
 
 
 @with_options(None)
 def repair_store(store: StoreFile) -> Checked:
     """Drop damaged and missing items. Returns the check before the repair; raises BadInputError, NotWritableError."""
-    found = maintain.check_store(store)
+    found = shards.check_store(store)
     if found.broken:
-        maintain.repair(store, found)
+        shards.repair(store, found)
     return found
 
 
@@ -46,4 +46,4 @@ def merge_stores(
     overwrite: Overwrite = False,
 ) -> MergedStores:
     """Merge files made with the same configuration into one. Raises featkit's errors."""
-    return MergedStores(out, maintain.merge_stores(stores, out, link=link, overwrite=overwrite), len(stores))
+    return MergedStores(out, shards.merge_stores(stores, out, link=link, overwrite=overwrite), len(stores))

@@ -104,7 +104,7 @@ def _image_pack_counts(counts: dict[str, float]) -> str:
 
 
 @command(api.fetch_data)
-def fetch_command(done: api.FetchedData) -> Outcome:
+def fetch_data_command(done: api.FetchedData) -> Outcome:
     lines = [
         f"{file.path}: {'already present' if file.was_there else f'{file.size / 1e6:,.1f} MB from {file.source}'}"
         for file in done.files
@@ -119,6 +119,6 @@ for name, made, text in (
     ("patches", patches_command, PATCHES_HELP),
     ("posed-pairs", posed_pairs_command, POSED_HELP),
     ("pack", pack_command, PACK_HELP),
-    ("fetch", fetch_command, FETCH_HELP),
+    ("fetch", fetch_data_command, FETCH_HELP),
 ):
     data_app.command(name, help=text, no_args_is_help=True)(made)

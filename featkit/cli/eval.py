@@ -15,8 +15,7 @@ import typer
 from featkit.api.evaluation import BENCHMARKS, OUT, Evaluated, evaluate, evaluate_all
 from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
-from featkit.cli.command import command
-from featkit.cli.engine import with_engine
+from featkit.cli.command import command, with_engine
 from featkit.cli.pages import Commands
 from featkit.core.config import Config
 from featkit.data.aachen import query_names

@@ -109,7 +109,7 @@ VERBS = {
     ),
     "run": Verb(
         "stages",
-        "run_command",
+        "run_plan_command",
         "Run one shard of a plan, or all remaining shards and join them.",
         "RUN_HELP",
     ),

@@ -159,7 +159,7 @@ Finished shards are skipped. A shard that is stopped leaves no incomplete file."
 
 
 @command(api.run)
-def run_command(done: api.PlanProgress) -> Outcome:
+def run_plan_command(done: api.PlanProgress) -> Outcome:
     if done.shard is not None:
         line = f"{done.shard}: done; {done.left} of {done.shards} shards are left"
         return Outcome({"shard": str(done.shard), "left": done.left}, [line])

@@ -7,7 +7,7 @@ from featkit.cli.app import Outcome
 from featkit.cli.command import command
 from featkit.cli.pages import Commands
 from featkit.core.errors import BadInputError
-from featkit.io.maintain import Checked
+from featkit.io.shards import Checked
 
 STORE_HELP = "Check, repair and merge features and matches files."
 CHECK_HELP = """Read every item of a features or matches file and list the damaged ones.
@@ -49,7 +49,7 @@ def repair_command(found: Checked) -> Outcome:
 
 
 @command(api.merge_stores)
-def merge_command(done: api.MergedStores) -> Outcome:
+def merge_stores_command(done: api.MergedStores) -> Outcome:
     line = f"{done.out}: {done.items:,} items of {done.stores} files"
     return Outcome({"out": str(done.out), "items": done.items}, [line])
 
@@ -57,6 +57,6 @@ def merge_command(done: api.MergedStores) -> Outcome:
 for name, made, text in (
     ("check", check_command, CHECK_HELP),
     ("repair", repair_command, REPAIR_HELP),
-    ("merge", merge_command, MERGE_HELP),
+    ("merge", merge_stores_command, MERGE_HELP),
 ):
     store_app.command(name, help=text, no_args_is_help=True)(made)

@@ -71,7 +71,7 @@ def show_command(described: dict[str, Any]) -> Outcome:
 
 
 @command(api.fetch_weights)
-def fetch_command(done: api.FetchedWeights) -> Outcome:
+def fetch_weights_command(done: api.FetchedWeights) -> Outcome:
     row = done.network
     lines = [f"{file}: sha256 {done.sha256[file]}, from {source}" for file, source in done.sources.items()]
     lines += [f"{done.path}: {'already present' if done.was_there else row.summary}; {row.page} ({row.licence})"]
@@ -86,7 +86,7 @@ def import_command(done: api.ImportedWeights) -> Outcome:
 
 
 @command(api.export_weights)
-def export_command(done: api.ExportedWeights) -> Outcome:
+def export_weights_command(done: api.ExportedWeights) -> Outcome:
     if done.row is None:
         return _onnx_outcome(done)
     lines = [f"{done.out}: {done.row.bytes:,} bytes, sha256 {done.row.sha256}"]
@@ -108,9 +108,9 @@ def _onnx_outcome(done: api.ExportedWeights) -> Outcome:
 weights_app.command("list", help=LIST_HELP)(list_command)
 for name, made, text in (
     ("show", show_command, SHOW_HELP),
-    ("fetch", fetch_command, FETCH_HELP),
+    ("fetch", fetch_weights_command, FETCH_HELP),
     ("import", import_command, IMPORT_HELP),
-    ("export", export_command, EXPORT_HELP),
+    ("export", export_weights_command, EXPORT_HELP),
 ):
     weights_app.command(name, help=text, no_args_is_help=True)(made)
 

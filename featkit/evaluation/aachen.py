@@ -178,7 +178,7 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
         measured = {run_output.name: run_output.metrics for run_output in runs}
         links = {run_output.name: f"{run_output.output.name}/{run_output.report.name}" for run_output in runs}
         table = method_table(measured, links)
-        comparison = comparison_table(measured, data.files.version, is_whole(measured, data.files.version))
+        comparison = comparison_table(measured, data.files.version, has_all_night_queries(measured, data.files.version))
         times = [seconds_table(metrics) for metrics in measured.values()]
         return Result(
             f"Aachen Day-Night v{data.files.version}, {self.queries}",
@@ -191,10 +191,10 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
                     {"name": run_output.name, "submission": str(run_output.submission), **run_output.metrics}
                     for run_output in runs
                 ],
-                "published": published_rows(),
+                "published": _published_rows(),
             },
             tables=[table, comparison],
-            ranking=ranked(measured),
+            ranking=_ranked(measured),
             headlines=[
                 Headline(
                     f"{name}, {condition}", f"{counts['localized']} / {counts['queries']}", hint="queries localized"
@@ -301,19 +301,19 @@ def comparison_table(measured: Mapping[str, dict[str, Any]], version: str, compl
         night = metrics["conditions"]["night"]
         rows.append([name, "here", f"{night['localized']} / {night['queries']}", *_recall_cells(night)[: len(NAMES)]])
     ours = set(range(len(rows)))
-    for row in published_rows():
+    for row in _published_rows():
         rows.append([row["method"], row["from"], None, *(row[name] for name in NAMES)])
     note = UNLIKE if version == "1.1" and complete else f"{UNLIKE} These are others: they do not compare."
     return Table("Night, compared with published results", ["method", "from", "localized", *NAMES], rows, note, ours)
 
 
-def is_whole(measured: Mapping[str, dict[str, Any]], version: str) -> bool:
+def has_all_night_queries(measured: Mapping[str, dict[str, Any]], version: str) -> bool:
     """Whether there are as many night queries as in the benchmark."""
     counts = {metrics["conditions"]["night"]["queries"] for metrics in measured.values()}
     return counts == {NIGHT_QUERIES[version]}
 
 
-def published_rows() -> list[dict[str, Any]]:
+def _published_rows() -> list[dict[str, Any]]:
     """All published rows, as json values; recall in %."""
     return [
         {
@@ -326,7 +326,7 @@ def published_rows() -> list[dict[str, Any]]:
     ]
 
 
-def ranked(measured: Mapping[str, dict[str, Any]]) -> list[Ranked]:
+def _ranked(measured: Mapping[str, dict[str, Any]]) -> list[Ranked]:
     """Per condition: recall at the strictest threshold if the truth is known, otherwise the share localized."""
     ranking = []
     for name, metrics in measured.items():

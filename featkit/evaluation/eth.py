@@ -41,8 +41,7 @@ from featkit.mapping.model import read_model
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import Verifier, build_database
 from featkit.pairing import stage as pairing
-from featkit.pairing.base import Pairing
-from featkit.pairing.stage import AutoConfig
+from featkit.pairing.stage import AutoConfig, Pairing
 
 LOGGER = logging.getLogger(__name__)
 POSE_THRESHOLDS_DEG = (1.0, 3.0, 5.0, 10.0)
@@ -138,7 +137,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
                 LOGGER.info("%s, %s: %d of %d images", scene.name, method.name, registered, len(scene.names))
         if all(score.model is None for score in scores):
             raise EmptyResultError(scores[0].map.reason)
-        table, poses, beside = score_table(scores), pose_table(scores, config), comparison_tables(data.scenes, scores)
+        table, poses, beside = _score_table(scores), pose_table(scores, config), comparison_tables(data.scenes, scores)
         missing = ", ".join(f"{scene.name} ({scene.source})" for scene in data.missing)
         return Result(
             "ETH local-feature benchmark",
@@ -149,10 +148,10 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
                 "pose_thresholds_deg": list(config.pose_thresholds_deg),
                 "missing": {scene.name: scene.source for scene in data.missing},
                 "rows": [score.as_json() for score in scores],
-                "published": published_rows(data.scenes),
+                "published": _published_rows(data.scenes),
             },
             tables=[table, *([poses] if poses else []), *beside],
-            ranking=ranked(scores),
+            ranking=_ranked(scores),
             headlines=[best_map(of_scene(scores, scene.name)) for scene in data.scenes[:SHOWN_3D]],
             sections=[
                 Section("Scores", items=[table]),
@@ -240,7 +239,7 @@ def of_scene(scores: Sequence[SceneScore], scene: str) -> list[SceneScore]:
     return [score for score in scores if score.scene.name == scene]
 
 
-def score_table(scores: Sequence[SceneScore]) -> Table:
+def _score_table(scores: Sequence[SceneScore]) -> Table:
     """The benchmark's columns: a row per scene and method."""
     columns = ["scene", "method", "images", *(HEADS[column] for column in BENCHMARK)]
     rows: list[list[Cell]] = [
@@ -265,7 +264,7 @@ def pose_table(scores: Sequence[SceneScore], config: EthConfig) -> Table | None:
         counts = [len(score.pose_errors.error_deg), score.pose_errors.failed]
         rows.append([score.scene.name, score.name, *_score_cells(score, CAMERAS), *auc, *counts])
     complete = {score.scene.name: score.scene for score in with_truth if score.scene.is_whole}
-    for row in published_rows(list(complete.values())):
+    for row in _published_rows(list(complete.values())):
         if any(column in row for column in CAMERAS):
             cells = [row.get(column) for column in CAMERAS]
             label = f"{row['method']} ({_source_label(row)})"
@@ -278,7 +277,7 @@ def comparison_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) 
     """Our rows per scene, with published rows below; empty cells where papers give no number."""
     tables = []
     for scene in scenes:
-        published_of_scene = [row for row in published_rows([scene]) if set(row) & set(BENCHMARK)]
+        published_of_scene = [row for row in _published_rows([scene]) if set(row) & set(BENCHMARK)]
         if not published_of_scene:
             continue
         rows: list[list[Cell]] = [
@@ -295,7 +294,7 @@ def comparison_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) 
     return tables
 
 
-def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
+def _published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
     """All published rows of these scenes, as json values."""
     names = {scene.name: scene.is_whole for scene in scenes}
     return [
@@ -320,7 +319,7 @@ def origins(scenes: Sequence[EthScene]) -> str:
     return " ".join(f"{table.paper}: {table.where}." for table in tables)
 
 
-def ranked(scores: Sequence[SceneScore]) -> list[Ranked]:
+def _ranked(scores: Sequence[SceneScore]) -> list[Ranked]:
     """Points, track length, reprojection error and, if the truth is known, centre error of each scene."""
     measured: tuple[tuple[str, str, Literal["high", "low"]], ...] = (
         ("points", "points", "high"),

@@ -117,7 +117,7 @@ def find_scenes(root: Path, wanted: Sequence[str] = ()) -> SceneSet:
         raise BadInputError(_absent_message(root, absent))
     if not folders:
         raise BadInputError(_no_scenes_message(root))
-    scenes = tuple(read_scene(folder, name) for name, folder in dict(folders).items() if folder is not None)
+    scenes = tuple(read_eth_scene(folder, name) for name, folder in dict(folders).items() if folder is not None)
     for scene in scenes:
         if scene.known is not None and not scene.is_whole:
             LOGGER.warning(
@@ -127,7 +127,7 @@ def find_scenes(root: Path, wanted: Sequence[str] = ()) -> SceneSet:
     return SceneSet(root, scenes, missing)
 
 
-def read_scene(folder: Path, name: str) -> EthScene:
+def read_eth_scene(folder: Path, name: str) -> EthScene:
     """Read one scene. Raises BadInputError for fewer than two images, or unreadable poses or camera."""
     images = folder / "images" if (folder / "images").is_dir() else folder
     names = _image_names(images, name)

@@ -112,7 +112,7 @@ def evaluate_matching(data: SequenceSet, predictions: Predictions, config: Match
         progress("measure", len(sequence_pairs), "pairs") as advance,
     ):
         for pair in sequence_pairs:
-            scores.append(score_pair(pair, features, matches, config))
+            scores.append(_score_pair(pair, features, matches, config))
             advance(1)
     groups: dict[str, list[PairScore]] = {}
     sequences: dict[str, list[PairScore]] = {}
@@ -124,8 +124,8 @@ def evaluate_matching(data: SequenceSet, predictions: Predictions, config: Match
     return MethodScore(
         predictions,
         tuple(scores),
-        {name: group_score(groups[name], config) for name in sorted(groups, key=_group_order)},
-        {name: group_score(of_it, config) for name, of_it in sequences.items()},
+        {name: _group_score(groups[name], config) for name in sorted(groups, key=_group_order)},
+        {name: _group_score(of_it, config) for name, of_it in sequences.items()},
     )
 
 
@@ -133,7 +133,7 @@ def _group_order(group: str) -> int:
     return ("illumination", "viewpoint", OVERALL).index(group)
 
 
-def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, config: MatchingConfig) -> PairScore:
+def _score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, config: MatchingConfig) -> PairScore:
     """MMA and homography of one pair."""
     names = pair.pair
     keypoints0, keypoints1 = features.keypoints(names.name0), features.keypoints(names.name1)
@@ -151,7 +151,7 @@ def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, 
     )
 
 
-def group_score(pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
+def _group_score(pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
     """Means over pairs, at least one."""
     counts: dict[tuple[str, int], int] = {}
     for pair in pairs:  # image 1 is in every pair but is counted once
@@ -192,7 +192,7 @@ class Hpatches(SequenceBenchmark):
         scores = [evaluate_matching(data, self.predictions(data, method, work, self.by), config) for method in methods]
         published_results = published("hpatches_mma")
         best = max(scores, key=lambda score: score.groups[OVERALL].mma_score)
-        table, by_sequence, printed = score_table(scores, data, config), sequence_table(scores), printed_tables(data)
+        table, by_sequence, printed = _score_table(scores, data, config), sequence_table(scores), printed_tables(data)
         text = f"Worst and best by MMAScore; a match is correct up to {CORRECT_PX:g} px."
         if len(scores) > PICTURED_METHODS:
             text += f" The first {PICTURED_METHODS} methods are shown."
@@ -205,19 +205,19 @@ class Hpatches(SequenceBenchmark):
                 "published": {"on_these_pairs": data.is_hpatches, **published_results.model_dump(mode="json")},
             },
             tables=[table, by_sequence, printed[0]],
-            ranking=ranked(scores, data, config),
+            ranking=_ranked(scores, data, config),
             headlines=[Headline("best MMAScore", 100 * best.groups[OVERALL].mma_score, "%", best.name)],
             sections=[
                 Section("Scores", items=[table]),
                 Section("Accuracy over the error", items=accuracy_charts(scores, data, config)),
                 Section("Sequences", items=[by_sequence, *bars_by_sequence(by_sequence, "MMAScore")]),
-                Section("Worst and best pairs", text, extreme_pairs(scores[:PICTURED_METHODS], data, config)),
+                Section("Worst and best pairs", text, _extreme_pairs(scores[:PICTURED_METHODS], data, config)),
                 Section("As published", items=printed),
             ],
         )
 
 
-def score_table(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> Table:
+def _score_table(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> Table:
     """A row per method: features, matches, MMAScore of the groups, MMA and homographies over all pairs; in %."""
     groups = list(scores[0].groups)
     shown = [px for px in SHOWN_MMA_PX if px in config.thresholds_px]
@@ -265,7 +265,7 @@ def printed_tables(data: SequenceSet) -> list[Table]:
     ]
 
 
-def ranked(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Ranked]:
+def _ranked(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Ranked]:
     """MMAScore and the share of pairs with a correct homography, in %."""
     name = data.root.resolve().name
     ranking = [Ranked(score.name, f"MMAScore {name}, %", 100 * score.groups[OVERALL].mma_score) for score in scores]
@@ -298,7 +298,7 @@ def accuracy_charts(scores: Sequence[MethodScore], data: SequenceSet, config: Ma
     return charts
 
 
-def extreme_pairs(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
+def _extreme_pairs(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
     """Pictures of every method's worst and best pairs."""
     sequence_pairs = data.pairs()
     pictures: list[Item] = []

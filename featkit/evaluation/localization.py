@@ -92,7 +92,7 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         return {"seed": seed}
 
     def find(self, roots: Sequence[Path]) -> list[HeldOutScene]:
-        return [read_scene(folder, self.config) for folder in roots]
+        return [read_held_out_scene(folder, self.config) for folder in roots]
 
     def run(self, data: list[HeldOutScene], methods: Sequence[Method[Extractor]], work: Work) -> Result:
         scores = [self.localize(scene, method, work) for scene in data for method in methods]
@@ -113,7 +113,7 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
                 "rows": [score.as_json() for score in scores],
             },
             tables=[table],
-            ranking=ranked(scores),
+            ranking=_ranked(scores),
             headlines=[Headline(f"best within {threshold}", 100 * share, "%", f"{best.method.name}, {best.scene}")],
             sections=[
                 Section("Recall", items=[table]),
@@ -170,7 +170,7 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         return HeldOutResult(method, scene.name, localized.report, mapped.metrics, localized.metrics)
 
 
-def read_scene(folder: Path, config: HeldOutConfig) -> HeldOutScene:
+def read_held_out_scene(folder: Path, config: HeldOutConfig) -> HeldOutScene:
     """Split images with true poses into map and queries. Raises BadInputError if the truth is missing or too small."""
     image_folder(folder)
     for needed in ("poses.txt", "camera.txt"):
@@ -208,7 +208,7 @@ def localization_table(scores: Sequence[HeldOutResult]) -> Table:
     )
 
 
-def ranked(scores: Sequence[HeldOutResult]) -> list[Ranked]:
+def _ranked(scores: Sequence[HeldOutResult]) -> list[Ranked]:
     """Recall at the strictest threshold in %, and the median errors."""
     ranking = []
     for score in scores:

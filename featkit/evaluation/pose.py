@@ -126,7 +126,7 @@ def evaluate_poses(
             ):
                 for pair in pairs[scene.name]:
                     matched = read_matched(scene, pair, features, matches, threshold_side(scene_predictions, config))
-                    scores.append(score_pair(scene, pair, matched, config))
+                    scores.append(_score_pair(scene, pair, matched, config))
                     advance(1)
     groups = {
         scene.name: group_score([score for score in scores if score.scene == scene.name], config.thresholds_deg)
@@ -168,7 +168,7 @@ def read_matched(
     )
 
 
-def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: RelativePoseConfig) -> PosePairScore:
+def _score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: RelativePoseConfig) -> PosePairScore:
     """Precision of the matches, and the error of each estimator."""
     truth = scene.relative(pair)
     errors = {}
@@ -310,13 +310,13 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
                 "methods": [score.as_json() for score in scores],
             },
             tables=[*tables, *by_scene],
-            ranking=ranked(scores, config),
+            ranking=_ranked(scores, config),
             headlines=best_methods(scores, config),
             sections=[
                 Section("Scores", items=tables[1:]),
                 *(Section("Scenes", items=[table]) for table in by_scene),
                 Section("Share of pairs by error", axis_note, error_charts(scores, config)),
-                Section("Worst and best pairs", text, extreme_pairs(data, scores[:PICTURED_METHODS], first, config)),
+                Section("Worst and best pairs", text, _extreme_pairs(data, scores[:PICTURED_METHODS], first, config)),
                 Section("Pairs", items=tables[:1]),
             ],
         )
@@ -393,7 +393,7 @@ def pairs_table(data: ChosenPairs) -> Table:
     return Table("Pairs", ["scene", "true poses", "images", "pairs", "chosen by", "drawn"], rows)
 
 
-def ranked(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Ranked]:
+def _ranked(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Ranked]:
     """AUC in % at the middle threshold over all pairs, by estimator."""
     middle = len(config.thresholds_deg) // 2
     measure = f"pose AUC {config.thresholds_deg[middle]:g} deg"
@@ -437,7 +437,7 @@ def error_charts(scores: Sequence[PoseScore], config: RelativePoseConfig) -> lis
     return charts
 
 
-def extreme_pairs(
+def _extreme_pairs(
     data: ChosenPairs, scores: Sequence[PoseScore], estimator: str, config: RelativePoseConfig
 ) -> list[Item]:
     """Pictures of the worst and the best pair of each method."""

@@ -35,14 +35,12 @@ from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import capped
 from featkit.core.types import Features
 from featkit.features.base import DescribesPoints, Extractor, TwoSteps, describes_points, takes_two_steps
-from featkit.features.panoramas import extract_decoded, is_cut_into_views, is_panorama, merge_view_features
-from featkit.images.exif import some_names
+from featkit.features.panoramas import extract_decoded, is_cut_into_views, is_panorama, merge_view_features, views_of
+from featkit.images.exif import is_whole_sphere, some_names
 from featkit.images.intensity import found_range
 from featkit.images.listing import file_digest, list_images
 from featkit.images.masks import find_masks, masked
-from featkit.images.panoramas import views_of
 from featkit.images.read import DecodeConfig, DecodedImage, are_inside, decode
-from featkit.io.camera_models import is_whole_sphere
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features, points_digest
 
 LOGGER = logging.getLogger(__name__)

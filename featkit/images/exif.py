@@ -87,6 +87,8 @@ MAKER, CAMERA_NAME, LENS_NAME = 0x010F, 0x0110, 0xA434
 CROPPED, FULL = b"CroppedAreaImage", b"FullPano"
 AREA = re.compile(rb"GPano:(CroppedAreaImage|FullPano)(Width|Height)Pixels\s*(?:=\s*[\"']|>)\s*(\d{1,9})(?!\d)")
 EQUIRECTANGULAR = re.compile(rb"GPano:ProjectionType\s*(=\s*[\"']|>)\s*equirectangular", re.IGNORECASE)
+WHOLE_SPHERE = 2.0  # width over height of a panorama of 360 by 180 degrees
+SAME_RATIO = 0.01  # relative tolerance, for files scaled to whole pixels
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Taken:
     lens: Lens
     is_panorama: bool
     is_part: bool = False
+
+
+def is_whole_sphere(size: tuple[int, int]) -> bool:
+    """Whether an image (width, height) has the shape of a panorama of 360 by 180 degrees."""
+    return abs(size[0] / size[1] - WHOLE_SPHERE) <= SAME_RATIO * WHOLE_SPHERE
 
 
 def taken_with(path: Path) -> Taken | None:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 SOME_SIZE = (1000, 500)  # px, of the example camera from which a model's parameters are read
 FOCAL_OVER_SIDE = (0.05, 100.0)  # focal length over the longer side: fields of view of 170 and of half a degree
 LARGEST_DISTORTION = 100.0  # lens coefficients are below 1, those of rational models below about 50
-WHOLE_SPHERE = 2.0  # width over height of a panorama of 360 by 180 degrees
-SAME_RATIO = 0.01  # relative tolerance, for files scaled to whole pixels
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,6 @@ def camera_models() -> dict[str, CameraModel]:
             tuple(camera.extra_params_idxs()),
         )
     return models
-
-
-def is_whole_sphere(size: tuple[int, int]) -> bool:
-    """Whether an image (width, height) has the shape of a panorama of 360 by 180 degrees."""
-    return abs(size[0] / size[1] - WHOLE_SPHERE) <= SAME_RATIO * WHOLE_SPHERE
 
 
 def camera_fault(model: CameraModel, size: tuple[int, int] | None, params: Sequence[float]) -> str | None:

@@ -21,9 +21,9 @@ from jaxtyping import Float32
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, open_input
 from featkit.core.types import Features
-from featkit.io import h5, shards
+from featkit.io import h5
 from featkit.io.h5 import attribute
-from featkit.io.h5_items import array_of, dataset_of, find_item, has, refuse_too_large
+from featkit.io.h5_items import array_of, dataset_of, find_item, has, linked_items, refuse_missing, refuse_too_large
 from featkit.io.journal import DAMAGE, explains_damage
 
 LARGEST_PX = 1e5
@@ -46,7 +46,7 @@ class FeatureStore:
         """Names of images with complete features, sorted."""
         made_here = "format" in self._file.attrs
         in_this_file = [name for name, _ in h5.groups(self._file, "keypoints", whole=made_here)]
-        return sorted(in_this_file + shards.linked_items(self._file))
+        return sorted(in_this_file + linked_items(self._file))
 
     def has(self, name: str) -> bool:
         """Whether an image has complete features."""
@@ -187,7 +187,7 @@ class FeatureStore:
         return (float(ends[0]), float(ends[1])) if isinstance(ends, list) and len(ends) == 2 else None
 
     def _group(self, name: str) -> h5py.Group:
-        shards.refuse_missing(self._file, name)
+        refuse_missing(self._file, name)
         if not isinstance(group := find_item(self._file, name), h5py.Group):
             raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
         if "format" in self._file.attrs and not h5.is_whole(group):

@@ -24,11 +24,18 @@ from featkit.core.config import Config, differences
 from featkit.core.errors import BadInputError, NotWritableError, message_of, refuse_pipe
 from featkit.core.runtime import finish_first
 from featkit.io import journal
-from featkit.io.artifact import discard, locked, new_part, part_of, remove
-from featkit.io.artifact import explained as writes_explained
+from featkit.io.artifact import discard, explained, locked, new_part, part_of, remove
 from featkit.io.atomic import is_foreign, refuse_folder, refuse_foreign, refused_by_disk, require_space
 from featkit.io.h5_items import ESCAPED, LINKED, check_item, find_item, walk
-from featkit.io.journal import DAMAGE, JournalledStore, explained, in_place, is_in_use, journalled, raising_refusal
+from featkit.io.journal import (
+    DAMAGE,
+    JournalledStore,
+    explained_by_hdf5,
+    in_place,
+    is_in_use,
+    journalled,
+    raising_refusal,
+)
 
 LOGGER = logging.getLogger(__name__)
 FORMAT_VERSION = 1
@@ -44,7 +51,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
     Raises BadInputError if it is missing, truncated or not HDF5, NotWritableError if it is in use or cannot be
     recovered.
     """
-    with explained(path):
+    with explained_by_hdf5(path):
         refuse_pipe(path)
         file = _open_recovered(path)
     with file:
@@ -78,7 +85,7 @@ def _recover(path: Path) -> None:
 
 def store_kind(file: h5py.File, default: str) -> str:
     """The kind of a store by its attribute; `default` if it has none. Raises BadInputError."""
-    with explained(Path(file.filename)):
+    with explained_by_hdf5(Path(file.filename)):
         return str(attribute(file, "kind", default))
 
 
@@ -95,10 +102,10 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     with locked(path, lock=path.with_name(f".{path.name}.writer")):
         if overwrite and path.exists():
             check_replaceable(path, kind)
-            with writes_explained(path):
+            with explained(path):
                 journal.forget(path)
             remove(path)
-        with explained(path):
+        with explained_by_hdf5(path):
             if not path.exists():
                 _create(path, kind, config, extra)
             with _open_recovered(path) as file:

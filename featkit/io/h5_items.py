@@ -181,3 +181,47 @@ def check_item(item: h5py.Group) -> None:
 def _describe_place(group: h5py.Group, name: str) -> str:
     above = (group.name or "").strip("/")
     return f"{group.file.filename}: {name!r}" + (f" of {above!r}" if above else "")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Items of an index (io/shards.py), which are in other files.
+
+
+def is_index(file: h5py.File) -> bool:
+    """Whether a store has items in other files."""
+    return LINKED in file.attrs
+
+
+def linked_items(file: h5py.File) -> list[str]:
+    """Names of all items that are in other files, sorted."""
+    names: list[str] = []
+    if is_index(file):
+
+        def collect_external(name: bytes, info: h5py.h5l.LinkInfo) -> None:
+            if info.type == h5py.h5l.TYPE_EXTERNAL:
+                names.append(name.decode())
+
+        file.id.links.visit(collect_external, info=True)
+    return sorted(names)
+
+
+def shard_of(file: h5py.File, name: str) -> Path | None:
+    """The shard that contains an item of an index; None for an item in the index itself."""
+    if not is_index(file):
+        return None
+    above, _, last = name.rpartition("/")
+    group = find_item(file, above)
+    if not isinstance(group, h5py.Group) or not has(group, last):
+        return None
+    link = group.get(last, getlink=True)
+    return Path(file.filename).parent / link.filename if isinstance(link, h5py.ExternalLink) else None
+
+
+def refuse_missing(file: h5py.File, name: str) -> None:
+    """Raise BadInputError if the shard with an item is missing."""
+    shard = shard_of(file, name)
+    if shard is not None and not shard.is_file():
+        raise BadInputError(
+            f"{shard}: this shard of {file.filename} is missing; restore it, or `featkit store repair` the index"
+            " and run the command that made it again"
+        )

@@ -268,11 +268,11 @@ class JournalledStore(h5py.File):
 @contextmanager
 def journalled(path: Path) -> Iterator[h5py.File]:
     """A store for writing. After an error, everything since the last flush is rolled back."""
-    with explained(path):
+    with explained_by_hdf5(path):
         disk = JournalledFile(path)
     try:
         with disk:
-            with explained(path):
+            with explained_by_hdf5(path):
                 file = JournalledStore(path, disk)
             try:
                 yield file
@@ -294,7 +294,7 @@ def journalled(path: Path) -> Iterator[h5py.File]:
 def in_place(path: Path) -> Iterator[h5py.File]:
     """A store for writing without a journal: an index, whose links HDF5 would follow through the same driver."""
     try:
-        with explained(path):
+        with explained_by_hdf5(path):
             file = h5py.File(path, "r+")
         with file:
             yield file
@@ -368,7 +368,7 @@ def explains_damage(method: ReadT) -> ReadT:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained_by_hdf5(path: Path) -> Iterator[None]:
     """Context for opening a store: errors become BadInputError or NotWritableError, with advice."""
     try:
         yield

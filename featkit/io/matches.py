@@ -22,11 +22,11 @@ from jaxtyping import Int32
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pair
-from featkit.io import h5, shards
+from featkit.io import h5
 from featkit.io.atomic import read_lines
 from featkit.io.features import FeatureStore
 from featkit.io.h5 import attribute
-from featkit.io.h5_items import MAX_ROWS, array_of, find_item, has, refuse_too_large
+from featkit.io.h5_items import MAX_ROWS, array_of, find_item, has, linked_items, refuse_missing, refuse_too_large
 from featkit.io.journal import DAMAGE, explains_damage
 
 
@@ -72,7 +72,7 @@ class MatchStore:
     def pairs(self) -> list[Pair]:
         """All pairs with complete matches, sorted. Names are taken from the attributes that featkit writes."""
         in_this_file = (item for _, item in h5.groups(self._file, "matches0", whole=True))
-        keys = (key for key in shards.linked_items(self._file) if h5.is_complete(self._file, key))
+        keys = (key for key in linked_items(self._file) if h5.is_complete(self._file, key))
         linked = (self._group(key) for key in keys)
         with_names = (item for item in chain(in_this_file, linked) if "name0" in item.attrs)
         return sorted(Pair(str(attribute(item, "name0")), str(attribute(item, "name1"))) for item in with_names)
@@ -82,7 +82,7 @@ class MatchStore:
         """Matches of a pair, stored in either order of names. Raises BadInputError."""
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
             key = pair_key(stored)
-            shards.refuse_missing(self._file, key)
+            refuse_missing(self._file, key)
             if find_item(self._file, key) is not None and self._has_names(key, stored):
                 self._refuse_other_features(key, pair, swapped)
                 matches = self._read(key)

@@ -1,8 +1,9 @@
-"""Sharded stores: a small index whose items are HDF5 external links to write-once shard files next to it.
+"""Sharded stores, and maintenance of all stores: index, merge, check and repair.
 
-Programs that open items by name, such as hloc, can use it like a single file. h5py's `visititems` does not follow such
-links, so listing reads the links themselves: 300,000 of them take less than a second. Only complete items are linked.
-Links are relative to the index; both may be moved together.
+A sharded store is a small index whose items are HDF5 external links to write-once shard files next to it. Programs that
+open items by name, such as hloc, can use it like a single file. h5py's `visititems` does not follow such links, so
+listing reads the links themselves (h5_items.py): 300,000 of them take less than a second. Only complete items are
+linked. Links are relative to the index; both may be moved together.
 """
 
 from __future__ import annotations
@@ -10,59 +11,24 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 
 from featkit.core.errors import BadInputError
+from featkit.core.log import progress
 from featkit.io import h5, journal
 from featkit.io.artifact import explained, writing
-from featkit.io.atomic import refuse_foreign
+from featkit.io.atomic import explained_by_disk, refuse_foreign, require_space
+from featkit.io.features import FeatureStore, features_digest
 from featkit.io.h5 import attribute, copy_attributes
-from featkit.io.h5_items import check_item, find_item, has
+from featkit.io.h5_items import check_item, find_item, item_of, linked_items, refuse_missing, shard_of
+from featkit.io.journal import DAMAGE
+from featkit.io.matches import MatchStore
 
 ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
 ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> a dataset that each of its items has
-
-
-def is_index(file: h5py.File) -> bool:
-    """Whether a store has items in other files."""
-    return h5.LINKED in file.attrs
-
-
-def linked_items(file: h5py.File) -> list[str]:
-    """Names of all items that are in other files, sorted."""
-    names: list[str] = []
-    if is_index(file):
-
-        def collect_external(name: bytes, info: h5py.h5l.LinkInfo) -> None:
-            if info.type == h5py.h5l.TYPE_EXTERNAL:
-                names.append(name.decode())
-
-        file.id.links.visit(collect_external, info=True)
-    return sorted(names)
-
-
-def shard_of(file: h5py.File, name: str) -> Path | None:
-    """The shard that contains an item of an index; None for an item in the index itself."""
-    if not is_index(file):
-        return None
-    above, _, last = name.rpartition("/")
-    group = find_item(file, above)
-    if not isinstance(group, h5py.Group) or not has(group, last):
-        return None
-    link = group.get(last, getlink=True)
-    return Path(file.filename).parent / link.filename if isinstance(link, h5py.ExternalLink) else None
-
-
-def refuse_missing(file: h5py.File, name: str) -> None:
-    """Raise BadInputError if the shard with an item is missing."""
-    shard = shard_of(file, name)
-    if shard is not None and not shard.is_file():
-        raise BadInputError(
-            f"{shard}: this shard of {file.filename} is missing; restore it, or `featkit store repair` the index"
-            " and run the command that made it again"
-        )
 
 
 def whole_items(file: h5py.File, kind: str) -> list[str]:
@@ -146,3 +112,132 @@ def _copy_items(old: h5py.Group, new: h5py.Group) -> None:
             old.file.copy(item, new, name)
         else:
             _copy_items(item, new.require_group(name))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Check, repair and merge.
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A store's items: `whole` ones are intact, `broken` ones are listed with the reason.
+
+    kind: features or matches. shards: number of files with items, in addition to the store itself.
+    """
+
+    path: Path
+    kind: str
+    whole: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
+    shards: int
+
+
+def check_store(path: Path) -> Checked:
+    """Read every item of a store, also in its shards; features are compared with their digests.
+
+    Raises BadInputError if the file cannot be opened at all or holds neither features nor matches.
+    """
+    with h5.reading(path) as file:
+        kind = _store_kind(file, path)
+        linked = linked_items(file)
+        in_this_file = h5.groups_with(file, ITEM_OF[kind])
+        shards = {shard_of(file, name) for name in linked}
+        whole, broken = [], []
+        with progress("check", len(in_this_file) + len(linked), "items") as advance:
+            for name in sorted(in_this_file + linked):
+                reason = _find_fault(file, path, kind, name)
+                if reason is None:
+                    whole.append(name)
+                else:
+                    broken.append((name, reason))
+                advance(1)
+    return Checked(path, kind, tuple(whole), tuple(broken), len(shards))
+
+
+def _store_kind(file: h5py.File, path: Path) -> str:
+    kind = h5.store_kind(file, "features")
+    if kind not in ITEM_OF:
+        raise BadInputError(f"{path}: holds {kind}; expected features or matches")
+    return kind
+
+
+def _find_fault(file: h5py.File, path: Path, kind: str, name: str) -> str | None:
+    try:
+        refuse_missing(file, name)
+        if "format" in file.attrs and not h5.is_complete(file, name):
+            return "incomplete"
+        if kind == "matches":
+            MatchStore(path, file).read_key(name)
+            return None
+        store = FeatureStore(path, file)
+        if store.digest(name) != features_digest(store.read(name)):
+            return "not what was written (its digest differs)"
+    except BadInputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except DAMAGE as error:
+        return f"damaged ({error})"
+    return None
+
+
+def repair(path: Path, checked: Checked) -> None:
+    """Rewrite a store with only its intact items; those in shards stay links. Raises NotWritableError."""
+    with (
+        explained_by_disk(path),
+        writing(path) as part,
+        h5.reading(path) as old,
+        h5py.File(part.name, "w") as new,
+    ):
+        require_space(path, path.stat().st_size)
+        copy_attributes(old, new)
+        for name in checked.whole:
+            shard = shard_of(old, name)
+            if shard is None:
+                old.copy(item_of(old, name), new, name)
+            else:
+                new[name] = old.get(name, getlink=True)
+
+
+def merge_stores(
+    stores: Sequence[Path],
+    output: Path,
+    *,
+    link: bool = False,
+    overwrite: bool = False,
+    same: Collection[str] = (),
+) -> int:
+    """Merge several stores of the same configuration into one, and return its number of items.
+
+    link: make an index that links to the stores instead of a copy; they must then be kept. same: items that are equal
+    in several stores, and taken from the first that has them. Raises BadInputError for stores that are damaged, have
+    different configurations or contain the same item, or if `output` exists or is not featkit's; NotWritableError.
+    """
+    if output.exists() and not overwrite:
+        raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")
+    if any(path.resolve() == output.resolve() for path in stores):
+        raise BadInputError(f"{output}: is one of the stores to merge; choose another --out")
+    refuse_foreign(output)
+    if output.exists():
+        with h5.reading(stores[0]) as file:
+            h5.check_replaceable(output, h5.store_kind(file, "features"))
+    if link:
+        return write_index(output, stores, replace=True)
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(h5.reading(path)) for path in stores}
+        first = opened[stores[0]]
+        for path, file in opened.items():
+            check_alike(first, file, path)
+        owners = store_of_each_item(opened, same)
+        stack.enter_context(explained_by_disk(output))
+        part = stack.enter_context(writing(output))
+        require_space(output, sum(path.stat().st_size for path in stores))
+        advance = stack.enter_context(progress("merge", len(owners), "items"))
+        with h5py.File(part.name, "w") as new:
+            copy_attributes(first, new, without=(h5.LINKED,))
+            for name, path in sorted(owners.items()):
+                refuse_missing(opened[path], name)
+                item = item_of(opened[path], name)
+                item.file.copy(item, new, name)
+                advance(1)
+        with explained(output):
+            journal.forget(output)  # of the file that is replaced next
+    return len(owners)

@@ -19,9 +19,9 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import usable_cores
 from featkit.core.types import Pose
 from featkit.geometry.poses import quaternion
-from featkit.images.exif import Lens, Taken, focal_length_px, some_names, taken_with
+from featkit.images.exif import Lens, Taken, focal_length_px, is_whole_sphere, some_names, taken_with
 from featkit.images.read import stored_size
-from featkit.io.camera_models import CameraModel, camera_fault, camera_models, is_whole_sphere
+from featkit.io.camera_models import CameraModel, camera_fault, camera_models
 from featkit.io.lists import Intrinsics, read_intrinsics_list, respelled
 
 LOGGER = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pair
 from featkit.images.listing import natural_key
 from featkit.io.features import FeatureStore
-from featkit.pairing.base import RigFrames
+from featkit.pairing.stage import RigFrames
 from featkit.retrieval.retrieve import Describe, retrieve
 from featkit.retrieval.vlad import VladConfig
 

@@ -21,8 +21,8 @@ from featkit.io.features import FeatureStore
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs, tracks_of_images
 from featkit.mapping.reference import poses_of_model, tracks_of_model
 from featkit.mapping.scene import find_model
-from featkit.pairing.base import Sources
 from featkit.pairing.by_retrieval import each_once
+from featkit.pairing.stage import Sources
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------

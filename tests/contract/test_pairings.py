@@ -1,4 +1,4 @@
-"""Contract of all registered pairings; see featkit/pairing/base.py."""
+"""Contract of all registered pairings; see featkit/pairing/stage.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from featkit.core.errors import UsageError
 from featkit.core.registry import resolve
 from featkit.core.types import Features, Pair
 from featkit.io.features import FeatureStore, append_features, open_features
-from featkit.pairing.base import ReadsSources, Sources
+from featkit.pairing.stage import ReadsSources, Sources
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if "pairing" in yaml.safe_load(p.read_text(encoding="utf-8")))

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import featkit
 from featkit.api.options import FieldOption, Option, Param, with_options
 from featkit.cli.app import COMMON, Seeded
-from featkit.cli.engine import OPTIONS
+from featkit.cli.command import OPTIONS
 from featkit.cli.main import VERBS, app
 from featkit.core.config import Config, Seed, Share, field_docs, field_range, load_pipeline
 from featkit.core.errors import UsageError

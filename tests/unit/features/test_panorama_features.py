@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from featkit.core.types import Features
+from featkit.features.panoramas import in_panorama, views_of
 from featkit.features.stage import ExtractConfig, extract_one, extraction_method, images_to_extract, run
 from featkit.geometry.poses import look_at
-from featkit.images.panoramas import in_panorama, views_of
 from featkit.images.read import DecodeConfig, decode
 from featkit.io.features import open_features
 from tests.geotagged import GPANO

@@ -12,9 +12,8 @@ from same_stores import assert_same
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features
-from featkit.io import maintain
 from featkit.io.features import append_features, open_features
-from featkit.io.shards import write_index
+from featkit.io.shards import merge_stores, write_index
 
 
 class Made(Config):
@@ -39,7 +38,7 @@ def test_an_index_has_the_items_of_all_shards(tmp_path: Path) -> None:
     shards = [store(tmp_path / "0.h5", ["b/d.jpg", "a.jpg"]), store(tmp_path / "1.h5", ["b/c.jpg"])]
     assert write_index(tmp_path / "index.h5", shards) == 3
     assert_same(whole, tmp_path / "index.h5")
-    assert maintain.merge_stores([tmp_path / "index.h5"], tmp_path / "merged.h5") == 3
+    assert merge_stores([tmp_path / "index.h5"], tmp_path / "merged.h5") == 3
     for shard in shards:
         shard.unlink()
     assert_same(whole, tmp_path / "merged.h5")
@@ -96,12 +95,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
     ):
         for link in (True, False):
             with pytest.raises(BadInputError, match=words):
-                maintain.merge_stores([first, wrong], tmp_path / "out.h5", link=link)
+                merge_stores([first, wrong], tmp_path / "out.h5", link=link)
         assert not (tmp_path / "out.h5").exists()
     with pytest.raises(BadInputError, match="exists already"):
-        maintain.merge_stores([first], twice)
+        merge_stores([first], twice)
     with pytest.raises(BadInputError, match="one of the stores"):
-        maintain.merge_stores([first], first, overwrite=True)
+        merge_stores([first], first, overwrite=True)
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -111,8 +110,8 @@ def test_a_merge_that_is_refused_leaves_the_old_output(tmp_path: Path, link: boo
     before = out.read_bytes()
     for wrong in (other, tmp_path / "none.h5"):
         with pytest.raises(BadInputError):
-            maintain.merge_stores([first, wrong], out, link=link, overwrite=True)
+            merge_stores([first, wrong], out, link=link, overwrite=True)
         assert out.read_bytes() == before
-    assert maintain.merge_stores([first], out, link=link, overwrite=True) == 1
+    assert merge_stores([first], out, link=link, overwrite=True) == 1
     with open_features(out) as merged:
         assert merged.names() == ["a"]

@@ -15,11 +15,10 @@ import pytest
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features, Pair
-from featkit.io import maintain
 from featkit.io.features import append_features, open_features, read_global_descriptors
 from featkit.io.foreign_arrays import h5_shape, read_h5
 from featkit.io.matches import open_matches, pair_key
-from featkit.io.shards import write_index
+from featkit.io.shards import merge_stores, write_index
 
 
 class Made(Config):
@@ -205,9 +204,7 @@ def test_merging_does_not_copy_what_lies_elsewhere(tmp_path: Path) -> None:
         store.write("a.jpg", Features(np.ones((3, 2)), np.ones((3, 8)), np.ones(3), (9, 9)))
     with h5py.File(tmp_path / "f.h5", "r+") as file:
         file["a.jpg"].create_dataset("more", (3, 8), "f4", external=[(str(tmp_path / "secret"), 0, 96)])
-    refused(
-        lambda: maintain.merge_stores([tmp_path / "f.h5"], tmp_path / "all.h5"), "in other files", tmp_path / "f.h5"
-    )
+    refused(lambda: merge_stores([tmp_path / "f.h5"], tmp_path / "all.h5"), "in other files", tmp_path / "f.h5")
     assert not (tmp_path / "all.h5").exists()
 
 

@@ -16,8 +16,8 @@ from featkit.core.types import Pair
 from featkit.geometry.poses import look_at
 from featkit.io.lists import describe_pairs, read_pairs
 from featkit.pairing import stage
-from featkit.pairing.base import Sources
 from featkit.pairing.by_place import ByPoses, Covisible, CovisiblePairingConfig, Gps, GpsConfig, PosesConfig, nearest
+from featkit.pairing.stage import Sources
 
 RNG = np.random.default_rng(0)
 CENTRES = survey(12)

@@ -13,9 +13,8 @@ from featkit.images.listing import natural_key
 from featkit.io.features import FeatureStore, append_features, open_features
 from featkit.io.lists import read_pairs
 from featkit.mapping.rigs import RigConfig, in_order, read_rigs
-from featkit.pairing.base import RigFrames, Sources
 from featkit.pairing.by_name import Exhaustive, ExhaustiveConfig, Sequential, SequentialConfig
-from featkit.pairing.stage import choose, run
+from featkit.pairing.stage import RigFrames, Sources, choose, run
 
 RNG = np.random.default_rng(0)
 

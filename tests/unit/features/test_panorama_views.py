@@ -7,8 +7,8 @@ import pycolmap
 import pytest
 
 from featkit.core.types import Features, Pose
+from featkit.features.panoramas import View, in_panorama, on_sphere, views_of
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
-from featkit.images.panoramas import View, in_panorama, on_sphere, views_of
 from tests.painted_room import UP, pinhole, seen, sphere, walls
 
 WIDTH, HEIGHT = 800, 400
